@@ -1,4 +1,5 @@
-"""Measurements of lsmix against a floor or a peer, side by side in one run, as ratios.
+"""Benchmarks of lsmix against a baseline ("floor") or other libraries ("peers"), reported as ratios.
 
-Machines are noisy, so contenders take turns and what counts is the median of the ratios within a turn.
+Machines are noisy, so contenders take turns in one run, and the reported ratio is the median of the ratios within a
+turn.
 """

@@ -1,6 +1,6 @@
-"""``python -m benchmarks [NAME …]``: measure, print and save; all of them without a name, and a page of the results.
+"""``python -m benchmarks [NAME …]``: run the named benchmarks (default: all), and write a page with the results.
 
-``python -m benchmarks gpu``, ``gpu-evidence``, ``sheets`` and ``desk`` are programs of their own: see their ``--help``.
+``python -m benchmarks gpu``, ``gpu-evidence``, ``sheets`` and ``desk`` have options; see their ``--help``.
 """
 
 import importlib
@@ -8,20 +8,20 @@ import sys
 import time
 
 _NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "executors", "scheduler", "export", "memory")
-_MORE = ("one_core", "waiting")  # parts of these, to be asked for by name
+_MORE = ("one_core", "waiting")  # run only when named
 
-_COMMANDS = {"gpu": "gpu", "gpu-evidence": "evidence", "sheets": "sheets", "desk": "desk"}  # with options of their own
+_COMMANDS = {"gpu": "gpu", "gpu-evidence": "evidence", "sheets": "sheets", "desk": "desk"}  # programs with options
 
 
 def main() -> None:
-    """Run the benchmarks that are named on the command line."""
+    """Run the benchmarks named on the command line."""
     if sys.argv[1:2] and sys.argv[1] in _COMMANDS:
         sys.exit(importlib.import_module(f"benchmarks.{_COMMANDS[sys.argv[1]]}").main(sys.argv[2:]))
     names = sys.argv[1:] or list(_NAMES)
     unknown = [name for name in names if name not in (*_NAMES, *_MORE, "page")]
     if unknown:
         sys.exit(
-            f"no benchmark {unknown[0]!r}; there are {', '.join((*_NAMES, *_MORE))}, and 'page' for the page alone"
+            f"Unknown benchmark {unknown[0]!r}. Known: {', '.join((*_NAMES, *_MORE))}, and 'page' for only the page."
         )
     for name in names:
         begun = time.monotonic()
@@ -31,5 +31,5 @@ def main() -> None:
     importlib.import_module("benchmarks.page").write()
 
 
-if __name__ == "__main__":  # contenders in processes of their own import this module
+if __name__ == "__main__":  # contender processes import this module, too
     main()

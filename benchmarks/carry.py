@@ -1,4 +1,4 @@
-"""Files of a workspace as pieces under 16 MiB with checksums, for machines that keep nothing between two calls."""
+"""Split the files of a workspace into checksummed pieces under 16 MiB, for machines that keep no files."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ _INDEX = "index.json"
 
 
 def split(root: Path, files: Iterable[Path], target: Path, *, piece_bytes: int = PIECE_BYTES) -> None:
-    """Write files below ``root`` to ``target`` as pieces, and an index; pieces of an earlier call that differ go.
+    """Write files below ``root`` to ``target`` as pieces with an index, and remove the pieces that are no longer used.
 
-    A piece is named by its SHA-256, so files that have not changed are not written again.
+    A piece is named by its SHA-256, so unchanged files are not written again.
     """
     target.mkdir(parents=True, exist_ok=True)
     index: dict[str, list[str]] = {}
@@ -33,12 +33,12 @@ def split(root: Path, files: Iterable[Path], target: Path, *, piece_bytes: int =
 
 
 def join(target: Path, root: Path) -> list[str]:
-    """Write the files that ``split`` took below ``root`` again, in their order; return the names of those written.
+    """Restore the files that ``split`` wrote below ``root``, in order, and return the names of the restored files.
 
-    Files that are there already are newer or the same, and stay.
+    Existing files are kept, since they are the same or newer.
 
     Raises:
-        SystemExit: a piece is missing or damaged; no part of its file is written then.
+        SystemExit: A piece is missing or damaged; its file is not written.
     """
     if not (target / _INDEX).is_file():
         return []
@@ -57,7 +57,7 @@ def join(target: Path, root: Path) -> list[str]:
 def _read(path: Path) -> bytes:
     content = path.read_bytes() if path.is_file() else b""
     if f"{hashlib.sha256(content).hexdigest()}.piece" != path.name:
-        sys.exit(f"{str(path)!r} is missing or damaged. Copy it again, or remove its folder to start from nothing.")
+        sys.exit(f"{str(path)!r} is missing or damaged. Copy it again, or remove its folder to start over.")
     return content
 
 

@@ -1,7 +1,6 @@
-"""A contender in a process of its own, which works only when it is its turn.
+"""Contenders in separate processes, of which only one works at a time.
 
-Libraries change a process (threads, memory, warnings), so nobody measures inside another's; and only one
-process works at a time.
+Libraries change global state (threads, memory, warnings), so no two of them share a process.
 """
 
 import contextlib
@@ -24,33 +23,33 @@ __all__ = ["Contender", "call_fresh", "contenders", "peak_mb"]
 
 
 class Contender:
-    """A process that builds something once and then does jobs with it.
+    """A process that sets up a library once and then runs jobs with it.
 
     Args:
-        builder: "module:function"; returns the jobs by name, each a function that returns a number of items, or anything
-            else that can be pickled.
-        arguments: of the builder.
-        threads: that torch and its libraries compute with.
-        variables: of its environment, such as settings of the C library's memory allocator.
+        builder: "module:function"; the function returns the jobs by name. A job is a function that returns a number of
+            items, or any other picklable value.
+        arguments: Arguments of the builder.
+        threads: Number of threads for torch and its libraries.
+        variables: Environment variables, such as settings of the C library's memory allocator.
     """
 
     def __init__(
         self, builder: str, *arguments: Any, threads: int = 1, variables: Mapping[str, str] | None = None
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, builder, arguments), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_pipe, builder, arguments), daemon=True)
         counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        with _environment(**counts, **(variables or {})):  # read when a library is loaded
+        with _environment(**counts, **(variables or {})):  # libraries read these variables when they are loaded
             self._process.start()
         self._answer()
 
     def call(self, job: str) -> Any:
-        """Do a job; return what it returns."""
+        """Run a job and return its result."""
         return self._call(job)[0]
 
     def job(self, name: str) -> Callable[[], Scores]:
-        """Return a job as a contender of ``measure``."""
+        """Return a job in the form that ``measure`` expects."""
 
         def run() -> Scores:
             items, seconds = self._call(name)
@@ -78,7 +77,7 @@ class Contender:
 def contenders(
     builders: Mapping[str, tuple[Any, ...]], *, threads: int = 1, variables: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Contender]]:
-    """Start one process for each name, of (builder, *arguments), all with the same ``variables``; end them afterwards."""
+    """Start a process for each name from (builder, *arguments), with common ``variables``; end them afterwards."""
     with contextlib.ExitStack() as stack:
         running = {}
         for name, (builder, *arguments) in builders.items():
@@ -88,7 +87,7 @@ def contenders(
 
 
 def call_fresh(module: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
-    """Call functions of a module, each in a fresh process that may start others, all at once; return what they return."""
+    """Call functions of a module in parallel, each in a new process that may start others; return their results."""
     code = f"import json, sys, {module} as it; name, *args = json.loads(sys.argv[1]); "
     code += "print(json.dumps(getattr(it, name)(*args)))"
     started = [
@@ -97,7 +96,7 @@ def call_fresh(module: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
     ]
     printed = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
-        raise RuntimeError(f"{module}.{calls[0][0]} failed in a process of its own")
+        raise RuntimeError(f"{module}.{calls[0][0]} failed in a separate process.")
     return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
@@ -113,7 +112,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def _serve(pipe: Connection, builder: str, arguments: tuple[Any, ...]) -> None:
-    warnings.simplefilter("ignore")  # peers' deprecations are theirs
+    warnings.simplefilter("ignore")  # deprecations in peers are irrelevant here
     module, _, function = builder.partition(":")
     try:
         jobs = getattr(importlib.import_module(module), function)(*arguments)
@@ -131,7 +130,7 @@ def _serve(pipe: Connection, builder: str, arguments: tuple[Any, ...]) -> None:
 
 
 def peak_mb(work: Callable[[], Any]) -> float:
-    """Return by how much the memory of this process rose at most while ``work`` ran, MiB: its resident set, maps included."""
+    """Return the peak increase of this process's resident memory during ``work`` in MiB, including mapped files."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _status_kb("VmRSS")
     work()

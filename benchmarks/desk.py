@@ -1,7 +1,7 @@
-"""``python -m benchmarks desk STEP …``: the comparisons of docs/reproduction.md that two cores can make, and their figures.
+"""``python -m benchmarks desk STEP …``: the comparisons of docs/reproduction.md that are feasible on two CPU cores.
 
-A step brings recipes up to date, goes on where an earlier call stopped, and writes its table, figures and numbers below
---out. "natural-32" measures the flow that comes with lsmix; "gains" needs table1, table4 and naturalness.
+A step brings its recipes up to date, resuming earlier calls, and writes its table, figures and numbers below --out. The
+step "natural-32" measures the flow that comes with lsmix; "gains" needs table1, table4 and naturalness.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from lsmix.pipeline.views.report.results import budget_table, error_table, verdi
 
 __all__ = ["main"]
 
-_SIZES = (500, 1000, 2000, 4000)  # training images of the learning curves, each a scale of its recipe
-# Of each table, the runs whose gain is compared with the naturalness of their method.
+_SIZES = (500, 1000, 2000, 4000)  # numbers of training images in the learning curves, each a scale of the recipe
+# Table -> run -> method: the runs whose gain is compared with the naturalness of their method.
 _GAINS: Mapping[str, Mapping[str, str]] = {
     "table1": {
         "mixup": "mixup",
@@ -37,11 +37,11 @@ _GAINS: Mapping[str, Mapping[str, str]] = {
     },
     "table4": {"swapmix": "swap-mix", "reversemix": "reverse-mix"},
 }
-_RETRY_SECONDS = 60.0  # where another process makes what this one needs
+_RETRY_SECONDS = 60.0  # between attempts while another process builds the same artifact
 
 
 class _Log(NullProgress):
-    """Print messages with the time; nothing of single iterations."""
+    """Print messages with the time, without the progress of iterations."""
 
     def info(self, message: str) -> None:
         print(time.strftime("%H:%M:%S"), message, flush=True)
@@ -50,7 +50,7 @@ class _Log(NullProgress):
 
 
 class Desk:
-    """The steps, and where they read and write."""
+    """The steps and their folders."""
 
     def __init__(self, data: Path, workspace: Path, out: Path, flow: str, device: str = "cpu") -> None:
         self._device = device
@@ -124,7 +124,7 @@ class Desk:
                     gains.setdefault(row.label, []).append((-row.difference.value, half))
         drawn = {
             "learning-curve": (errors, "Error by number of training images", "error rate, % (± std over seeds)"),
-            "learning-curve-gains": (gains, "Gain over the baseline", "points (95% interval)"),
+            "learning-curve-gains": (gains, "Gain over the baseline", "percentage points (95% interval)"),
         }
         for name, (lines, title, y_label) in drawn.items():
             figure = curves(title, _series(lines), "training images", y_label, x_ticks=_SIZES)
@@ -151,10 +151,12 @@ class Desk:
                 if distance and difference:
                     gain = Interval(value=-difference.value, low=-difference.high, high=-difference.low)
                     points[row.label] = (distance, gain)
-        figure = gain_plot(points, "distance from originals, bits per dimension", "gain over the baseline, points")
+        figure = gain_plot(
+            points, "distance from originals, bits per dimension", "gain over the baseline, percentage points"
+        )
         (self._out / "naturalness-gains.svg").write_bytes(figure)
         rows = tuple((name, *map(_interval, both)) for name, both in points.items())
-        table = Table(title="Naturalness and gain", columns=("run", "distance", "gain, points"), rows=rows)
+        table = Table(title="Naturalness and gain", columns=("run", "distance", "gain, percentage points"), rows=rows)
         order = spearmanr(*zip(*((x.value, y.value) for x, y in points.values()), strict=True)).statistic
         text = f"Rank correlation of distance and gain over {len(points)} runs: {order:.2f}."
         (self._out / "naturalness-gains.md").write_text(f"{_markdown(table)}\n\n{text}\n", encoding="utf-8")
@@ -180,7 +182,7 @@ class Desk:
 
 def _series(lines: Mapping[str, Sequence[tuple[float, float]]]) -> list[Series]:
     return [
-        # Moved a little to the side, so that no interval covers another.
+        # Shifted horizontally, so that the error bars do not overlap.
         Series(
             label=label,
             x=[size * (0.97 + 0.02 * place) for size in _SIZES],
@@ -202,19 +204,19 @@ def _markdown(table: Table) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do the steps that are named on the command line; all of them without a name."""
+    """Run the steps named on the command line, by default all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks desk", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP")
     parser.add_argument("--data", type=Path, required=True, help="folder cifar-10-batches-bin")
     parser.add_argument("--workspace", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("build/desk"))
-    parser.add_argument("--flow", default="", help="another flow than natural-32")
-    parser.add_argument("--device", default="cpu", help="cuda where there is one")
+    parser.add_argument("--flow", default="", help="the flow to use instead of natural-32")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options = parser.parse_args(arguments)
     steps = Desk(options.data, options.workspace, options.out, options.flow, options.device).steps()
     unknown = [name for name in options.steps if name not in steps]
     if unknown:
-        parser.error(f"no step {unknown[0]!r}; there are {', '.join(steps)}")
+        parser.error(f"unknown step {unknown[0]!r}. Known: {', '.join(steps)}")
     for name in options.steps or steps:
         print(time.strftime("%H:%M:%S"), name, flush=True)
         steps[name]()

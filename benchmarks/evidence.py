@@ -1,8 +1,8 @@
-"""``make gpu-evidence``: CIFAR-10 through the paper's flow, three pools and four trainings, in several short calls.
+"""``make gpu-evidence``: the paper's flow on CIFAR-10, three pools and four classifiers, in several short calls.
 
-A call goes on where the last one stopped, and stops by itself before its minutes are over. What the next call needs lies
-in the folder of --carry, in files under 16 MiB: results so far, the flow, and the checkpoint of what is unfinished. Keep
-that folder between calls (with OUT set it is copied there, too); latents and pools are made again.
+Each call resumes where the last one stopped, and stops before its --minutes are over. The folder given by --carry
+contains everything that the next call needs, in files under 16 MiB: results, the flow, and the checkpoint of unfinished
+training. Keep this folder between calls (if OUT is set, it is also copied there). Latents and pools are rebuilt.
 """
 
 import argparse
@@ -33,8 +33,8 @@ __all__ = ["main"]
 _RECIPE = Path(__file__).with_name("evidence.toml")
 _BUILD = Path(__file__).resolve().parents[1] / "build" / "gpu-evidence"
 _STATE = "evidence.json"
-_RESERVE_SECONDS = 25.0  # at the end of a call, to stop and to write the pieces
-_POOLS = {"lsmix": "ls-mix", "bernmix": "bern-mix", "linear": "linear"}  # by name, their methods, all with alpha 0.4
+_RESERVE_SECONDS = 25.0  # at the end of a call, for stopping and writing the pieces
+_POOLS = {"lsmix": "ls-mix", "bernmix": "bern-mix", "linear": "linear"}  # name -> method, all with alpha 0.4
 _RUNS = {
     "baseline": "",
     "lsmix": 'pool = "lsmix"',
@@ -44,7 +44,7 @@ _RUNS = {
 
 
 class Evidence:
-    """The steps, each of which runs a recipe in one workspace and adds its figures to the results."""
+    """The steps; each runs the recipe in one workspace and adds its measurements to the results."""
 
     def __init__(
         self, results: Results, workspace: Path, data: Path, device: str, iterations: int, *, tiny: bool
@@ -62,7 +62,7 @@ class Evidence:
         return steps | {f"classifier {name}": lambda name=name: self._classifier(name) for name in _RUNS}
 
     def _run(self, stage: str, sections: str = "") -> Any:
-        """Run the recipe with more sections up to a stage; return the artifact of that stage."""
+        """Run the recipe with additional sections up to a stage; return the artifact of that stage."""
         from lsmix.pipeline.api import run
 
         recipe = self.workspace / "evidence.toml"
@@ -84,15 +84,15 @@ class Evidence:
         built = self._run("train-glow")
         counts, log = built.manifest.counts, read_log(built.folder)
         session = log[:1]
-        for line in log[1:]:  # the last session's lines: its clock starts at 0
+        for line in log[1:]:  # keep only the last session; the clock of each session starts at 0
             session = [*session, line] if (line.seconds or 0) >= (session[-1].seconds or 0) else [line]
         steps = session[-1].iteration - session[0].iteration
         if steps:
             took = 1e3 * ((session[-1].seconds or 0) - (session[0].seconds or 0)) / steps
             predicted = roofline.flow_step_ms(built.manifest.config["training"]["precision"])
-            self.results.add("a step of 256 images, checkpoints included", took, "ms", predicted, steps=steps)
-        self.results.add("training in all sessions", built.manifest.seconds, "s", steps=counts["iterations"])
-        self.results.add("training images", counts["train_bits_per_dim"], "bits/dim")
+            self.results.add("step of 256 images, checkpoints included", took, "ms", predicted, steps=steps)
+        self.results.add("training, all sessions", built.manifest.seconds, "s", steps=counts["iterations"])
+        self.results.add("likelihood of the training images", counts["train_bits_per_dim"], "bits/dim")
 
     def _round_trips(self) -> None:
         from benchmarks.gpu_sections import tf32_round_trips
@@ -102,7 +102,7 @@ class Evidence:
 
         manifest = self._run("encode").manifest
         count, exact = manifest.counts["images"], manifest.counts["exact_round_trips"]
-        self.results.add("training images that come back exactly", exact, f"of {count}", float(count))
+        self.results.add("exact round trips of training images", exact, f"of {count}", float(count))
         rate = 50_000 / roofline.ENCODE_SECONDS
         self.results.add("encode and decode, disk to disk", count / manifest.seconds, "images/s", rate)
         dataset = open_dataset(self._run("ingest").folder / DATASET_FILE)
@@ -110,9 +110,9 @@ class Evidence:
         test, batch = dataset.test.images[:], manifest.config["batch_size"]
         back = flow.decode(flow.encode(test, batch_size=batch), batch_size=batch)
         exact = int((back == test).all(axis=(1, 2, 3)).sum())
-        self.results.add("test images that come back exactly", exact, f"of {len(test)}", float(len(test)))
+        self.results.add("exact round trips of test images", exact, f"of {len(test)}", float(len(test)))
         exact = tf32_round_trips(flow, test, batch=batch)
-        self.results.add("… with TF32 in both directions, which lsmix does not use", exact, f"of {len(test)}")
+        self.results.add("the same with TF32 in both directions, which lsmix does not use", exact, f"of {len(test)}")
 
     def _pool(self, name: str) -> None:
         manifest = self._run("mix", _pool_section(name)).manifest
@@ -126,14 +126,14 @@ class Evidence:
         pool = _pool_section("lsmix") if "lsmix" in name else ""
         built = self._run("train", f"{pool}\n[runs.{name}]\n{_RUNS[name]}\n")
         metrics = read_metrics(built.folder)
-        self.results.add("error on the test images", metrics[-1].test_error, "%", epochs=len(metrics))
+        self.results.add("test error after the last epoch", metrics[-1].test_error, "%", epochs=len(metrics))
         updates, precision = metrics[-1].updates, built.manifest.config["precision"]
         predicted = roofline.classifier_step_ms("cnn-13", precision)
         took = 1e3 * built.manifest.seconds / updates
-        self.results.add("an update of 128 images, tests and checkpoints included", took, "ms", predicted)
+        self.results.add("update of 128 images, tests and checkpoints included", took, "ms", predicted)
         errors = {line.epoch: line.test_error for line in metrics if line.test_error is not None}
         curve = {f"epoch {epoch}": errors[epoch] for epoch in list(errors)[:: max(1, len(errors) // 10)]}
-        self.results.add("least error on the way", min(errors.values()), "%", **curve)
+        self.results.add("lowest test error of all epochs", min(errors.values()), "%", **curve)
 
 
 def _pool_section(name: str) -> str:
@@ -141,31 +141,36 @@ def _pool_section(name: str) -> str:
 
 
 class _Log:
-    """Writes what a run tells into the log of the results."""
+    """A progress reporter that writes messages to the log of the results."""
 
     def __init__(self, results: Results) -> None:
         self.info = self.warning = lambda message: results.info(f"  {message}")
 
-    def __getattr__(self, name: str) -> Callable[..., None]:  # counts and details, which a log does not need
+    def __getattr__(self, name: str) -> Callable[..., None]:  # ignore counters and details
         return lambda *_, **__: None
 
 
 def main(words: list[str]) -> int:
-    """Go on as the command line says; return 1 if a step failed."""
+    """Run the command line; return 1 if a step failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks gpu-evidence",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_options(parser)
-    parser.add_argument("--minutes", type=float, default=9.0, help="of this call; it stops before they are over")
-    parser.add_argument("--steps", type=int, default=99, help="steps of this call, at most")
-    parser.add_argument("--iterations", type=int, default=0, help="of the flow, if not 8,200; the same in each call")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit of this call")
+    parser.add_argument("--steps", type=int, default=99, help="maximum number of steps in this call")
     parser.add_argument(
-        "--data", type=Path, default=Path("cifar-10-batches-bin"), help="published binary batches, or their sheets"
+        "--iterations",
+        type=int,
+        default=0,
+        help="training iterations of the flow (default 8,200)",
     )
-    parser.add_argument("--carry", type=Path, default=_BUILD / "carry", help="what goes from one call to the next")
-    parser.add_argument("--workspace", type=Path, default=_BUILD / "runs", help="of lsmix; may be lost between calls")
+    parser.add_argument(
+        "--data", type=Path, default=Path("cifar-10-batches-bin"), help="folder of the binary batches or sheets"
+    )
+    parser.add_argument("--carry", type=Path, default=_BUILD / "carry", help="folder to keep from one call to the next")
+    parser.add_argument("--workspace", type=Path, default=_BUILD / "runs", help="workspace; may be lost between calls")
     options = parser.parse_args(words)
     end = time.monotonic() + 60.0 * options.minutes - (0.0 if options.tiny else _RESERVE_SECONDS)
     device = "cpu" if options.tiny else require_cuda()
@@ -173,9 +178,9 @@ def main(words: list[str]) -> int:
     data = _data(options.data, options.workspace, tiny=options.tiny)
     results = _open_results(options, device)
     for name in join(options.carry, options.workspace):
-        results.info(f"carried over: {name}")
+        results.info(f"restored: {name}")
     evidence = Evidence(results, options.workspace, data, device, options.iterations, tiny=options.tiny)
-    _go_on(evidence, options, end)
+    _run_steps(evidence, options, end)
     copy_to_out(results.folder, results.folder.name)
     copy_to_out(options.carry, "carry")
     return 1 if any(section["status"] == "failed" for section in results.sections.values()) else 0
@@ -186,15 +191,15 @@ def _open_results(options: argparse.Namespace, device: str) -> Results:
     kept = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
     about = environment(device)
     started = kept.get("started", datetime.now(UTC).date().isoformat())
-    about |= {"started": started, "predicted": f"by a roofline model for {roofline.CARD}, right to about ±40%"}
+    about |= {"started": started, "predicted": f"by a roofline model for {roofline.CARD}, accurate to about ±40%"}
     if options.tiny:
-        about["size"] = "toy size on the CPU: the figures mean nothing"
+        about["size"] = "toy size on the CPU: the numbers are meaningless"
     folder = options.out or results_folder(started, card_name(device), "-evidence")
     return Results(folder, f"CIFAR-10 on {about['device']}", about, kept.get("sections"))
 
 
-def _go_on(evidence: Evidence, options: argparse.Namespace, end: float) -> None:
-    """Do steps until they are done, or the time is over."""
+def _run_steps(evidence: Evidence, options: argparse.Namespace, end: float) -> None:
+    """Run the remaining steps until ``end``, a time of ``time.monotonic``."""
     results, steps = evidence.results, evidence.steps()
     left = [name for name in steps if results.sections.get(name, {}).get("status") != "done"]
     for name in left[: options.steps]:
@@ -216,12 +221,12 @@ def _go_on(evidence: Evidence, options: argparse.Namespace, end: float) -> None:
 
 
 def _keep(results: Results, options: argparse.Namespace) -> None:
-    """Write what the next call needs to the folder of --carry."""
+    """Write everything that the next call needs to the folder given by --carry."""
     files = []
     for stage in ("train-glow", "train"):
         for folder in sorted((options.workspace / stage).glob("*-*")):
             finished = (folder / "manifest.json").is_file()
-            if not finished or stage == "train-glow":  # of a finished classifier the results have all that counts
+            if not finished or stage == "train-glow":  # results contain all numbers of finished classifiers
                 inside = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".part")]
                 files += sorted(inside, key=lambda path: (path.name == "manifest.json", path))
     split(options.workspace, files, options.carry)
@@ -233,7 +238,7 @@ def _keep(results: Results, options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _interrupt_after(seconds: float) -> Iterator[Callable[[], bool]]:
-    """Interrupt the block as Ctrl-C does once its time is over; yield a function that tells whether it did."""
+    """Interrupt the block like Ctrl-C after ``seconds``; yield a function that returns whether it was interrupted."""
     over = threading.Event()
 
     def interrupt() -> None:
@@ -250,10 +255,10 @@ def _interrupt_after(seconds: float) -> Iterator[Callable[[], bool]]:
 
 
 def _data(given: Path, workspace: Path, *, tiny: bool) -> Path:
-    """Return the folder of the published binary batches; end the program where they are not there."""
+    """Return the folder of the published binary batches; exit with a message if files are missing."""
     batches = workspace / "cifar-10-batches-bin"
     if tiny and not batches.is_dir():
-        with tempfile.TemporaryDirectory() as temporary:  # by way of sheets, so that these are tried, too
+        with tempfile.TemporaryDirectory() as temporary:  # packs and unpacks sheets, to test them, too
             _invent_batches(Path(temporary, "batches"))
             pack(Path(temporary, "batches"), Path(temporary, "sheets"))
             unpack(Path(temporary, "sheets"), batches)
@@ -265,8 +270,8 @@ def _data(given: Path, workspace: Path, *, tiny: bool) -> Path:
     missing = [name for name in BATCHES if not (given / name).is_file()]
     if missing:
         sys.exit(
-            f"CIFAR-10 is not in {str(given)!r}: {missing[0]} is missing. Name a folder with {', '.join(BATCHES)}, "
-            "or with both parts that 'python -m benchmarks sheets pack' wrote, by --data."
+            f"{str(given)!r} does not contain CIFAR-10: {missing[0]} is missing. Set --data to a folder with "
+            f"{', '.join(BATCHES)}, or with both parts written by 'python -m benchmarks sheets pack'."
         )
     return given
 

@@ -1,6 +1,6 @@
-"""Where shards are made: mix in process, on Dask and as a job array; and what a shard costs, of 256 bytes.
+"""Executors: the mix stage in process, on Dask and as a job array, and the overhead per 256-byte shard.
 
-A cluster's start is told apart from its work, since it is paid once a command and not once a shard.
+The start of a cluster is measured separately, because it is paid once per command and not once per shard.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _STEPS = 8  # K of the flow
 _COUNT = 4096  # images to mix
 _CHUNK_ROWS = 512
 _TINY_SHARDS = 2000
-_SHARD_BYTES = 256  # of a tiny shard: four digits of 8×8
+_SHARD_BYTES = 256  # as large as four images of 8×8×1
 
 
 def run() -> None:
@@ -53,9 +53,9 @@ def _mixing(folder: Path) -> dict[str, Any]:
             "in process": stages.job("mix"),
             "1 Dask worker, running": stages.job("mix", scheduler=one),
             "2 Dask workers, running": stages.job("mix", scheduler=two),
-            "1 Dask worker, started for it": stages.job("mix", workers=1),
-            "2 Dask workers, started for it": stages.job("mix", workers=2),
-            "2 parts side by side, and finish": stages.array_job("mix", 2),
+            "1 Dask worker, start included": stages.job("mix", workers=1),
+            "2 Dask workers, start included": stages.job("mix", workers=2),
+            "2 array tasks in parallel, and finalize": stages.array_job("mix", 2),
         }
         rows = measure(work, floor="in process", title=title, turns=3)
     return {title: {"floor": "in process", "unit": "images", "rows": rows}}
@@ -71,23 +71,23 @@ def _cluster(workers: int) -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-# A stage of tiny shards, whose processor is opened by this module's name.
+# A stage of tiny shards; workers open its processor by the name of this module.
 
 
 class TinyProcessor:
-    """Writes a shard of a few bytes, as durably as any; without ``flush``, this process flushes nothing from now on."""
+    """Writes tiny shards durably; with ``flush`` off, it disables all flushing in this process for good."""
 
     def __init__(self, job: Any, folder: Path, inputs: Any, device: str) -> None:
         self._folder = folder
         if not job.config["flush"]:
-            os.fsync = lambda _: None  # type: ignore[assignment]  # to tell what a disk costs by leaving it out
+            os.fsync = lambda _: None  # type: ignore[assignment]  # to measure the cost of flushing
 
     def load(self, shard: int) -> int:
-        """Return the shard's number."""
+        """Return the shard number."""
         return shard
 
     def compute(self, loaded: int, advance: Callable[[int], None]) -> bytes:
-        """Return the shard's bytes."""
+        """Return the bytes of a shard."""
         advance(1)
         return bytes(_SHARD_BYTES)
 
@@ -99,11 +99,11 @@ class TinyProcessor:
         return {f"{shard}.bin": hashlib.sha256(computed).hexdigest()}, {"shards": 1}
 
     def close(self) -> None:
-        """Do nothing: it uses no device."""
+        """Do nothing, since no resource is open."""
 
 
 def tiny_job(folder: str, *, flush: bool) -> Any:
-    """Return the job of the stage of tiny shards in a folder."""
+    """Return the job of the tiny-shard stage in a folder."""
     from lsmix.pipeline.engine.shards import ShardJob
 
     return ShardJob(
@@ -123,7 +123,7 @@ def make_tiny(folder: str, flush: bool, first: int, count: int, step: int) -> fl
     from lsmix.pipeline.engine.shards import open_job
 
     job = tiny_job(folder, flush=flush)
-    open_job(job)  # imports what it needs, which is not a shard's cost
+    open_job(job)  # imports modules first, which is not a cost per shard
     begun = time.perf_counter()
     done: list[int] = []
     shards = range(first, count, step)
@@ -135,17 +135,17 @@ def make_tiny(folder: str, flush: bool, first: int, count: int, step: int) -> fl
 def _tiny_shards(folder: Path) -> dict[str, Any]:
     from lsmix.pipeline.engine.dask import DaskExecutor
 
-    made = iter(range(1000))
+    numbers = iter(range(1000))
 
-    def fresh() -> str:
-        there = folder / "tiny" / f"artifact-{next(made)}"
-        there.mkdir(parents=True)
-        return str(there)
+    def new_folder() -> str:
+        artifact = folder / "tiny" / f"artifact-{next(numbers)}"
+        artifact.mkdir(parents=True)
+        return str(artifact)
 
-    def parts(count: int, *, flush: bool = True) -> Callable[[], Scores]:
+    def array_tasks(count: int, *, flush: bool = True) -> Callable[[], Scores]:
         def make() -> Scores:
-            there = fresh()
-            calls = [["make_tiny", there, flush, first, _TINY_SHARDS, count] for first in range(count)]
+            artifact = new_folder()
+            calls = [["make_tiny", artifact, flush, first, _TINY_SHARDS, count] for first in range(count)]
             return Scores(_TINY_SHARDS, max(call_fresh("benchmarks.executors", calls)))
 
         return make
@@ -154,15 +154,16 @@ def _tiny_shards(folder: Path) -> dict[str, Any]:
 
         def on_dask() -> int:
             done: list[int] = []
-            executor.run(tiny_job(fresh(), flush=True), range(_TINY_SHARDS), lambda record: done.append(record.shard))
+            job = tiny_job(new_folder(), flush=True)
+            executor.run(job, range(_TINY_SHARDS), lambda record: done.append(record.shard))
             expect(sorted(done), range(_TINY_SHARDS))
             return _TINY_SHARDS
 
         jobs = {
-            "in process": parts(1),
-            "in process, nothing flushed": parts(1, flush=False),
+            "in process": array_tasks(1),
+            "in process, without flushing": array_tasks(1, flush=False),
             "2 Dask workers, running": on_dask,
-            "2 parts side by side": parts(2),
+            "2 array tasks in parallel": array_tasks(2),
         }
         title = f"{_TINY_SHARDS} shards of {_SHARD_BYTES} bytes, written durably"
         rows = measure(jobs, floor="in process", title=title, turns=3, unit="shards")

@@ -1,6 +1,6 @@
-"""Export of a pool of 50,000 images in every form: images a second, and peak memory above the interpreter.
+"""Export of a pool of 50,000 images in every format: images per second, and peak memory above the bare interpreter.
 
-Each form runs in a process of its own, so that its peak is its own; libraries that it imports count in it.
+Each format runs in a separate process, so that its peak is measured alone; it includes the imported libraries.
 """
 
 import json
@@ -23,7 +23,7 @@ _EXPORTS = {
 _CODE = """
 import json, sys, time
 from pathlib import Path
-def peak():  # not ru_maxrss, which a new process takes over from the one that started it
+def peak():  # not ru_maxrss, which a new process inherits from its parent
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 begun_with = peak()
 from lsmix.pipeline.api import export_pool

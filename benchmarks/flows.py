@@ -1,8 +1,8 @@
-"""Glow of one architecture, built from ours and from each peer's own layers, behind one small interface.
+"""The same Glow architecture built with lsmix and with each peer's own layers, behind one small interface.
 
-Every peer is built as its documentation shows, with coupling networks of exactly our shapes (3×3, 1×1,
-3×3 of one width), an affine coupling of one half, ActNorm, a 1×1 mixing and factoring out. What a peer lacks is left to
-its favour: FrEIA's 1×1 is fixed, so it computes no gradient for it.
+Every peer is built as its documentation shows, with the same coupling networks (3×3, 1×1 and 3×3 convolutions of one
+width), affine coupling of one half, ActNorm, 1×1 convolutions and factoring out. Missing features count in favour of
+the peer: FrEIA's 1×1 convolution is fixed, so it needs no gradient.
 
 Axes: B batch, C channels, H height, W width.
 """
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["HIDDEN", "LEVELS", "PEERS", "SIDE", "Model", "coupling_flops", "ours"]
+__all__ = ["HIDDEN", "LEVELS", "PEERS", "SIDE", "Model", "coupling_flops", "lsmix_model"]
 
 LEVELS = 3  # L of the paper
 HIDDEN = 128  # width of the paper's coupling networks
-SIDE = 32  # pixels of an edge, three channels
+SIDE = 32  # pixels per side of an image with three channels
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Model:
 
     module: nn.Module
     log_prob: Callable[[torch.Tensor], torch.Tensor]  # y -> nats (B,)
-    encode: Callable[[torch.Tensor], Any]  # y -> whatever this library calls a latent
-    decode: Callable[[Any], torch.Tensor]  # that -> y
+    encode: Callable[[torch.Tensor], Any]  # y -> latent, in the library's own representation
+    decode: Callable[[Any], torch.Tensor]  # latent -> y
 
 
 def coupling_flops(steps: int) -> float:
-    """Return the floating-point operations of one image's way through all coupling networks, forward, of K ``steps``."""
+    """Return the floating-point operations of a forward pass of one image through the coupling networks, K ``steps``."""
     flops = 0
     for level in range(LEVELS):
         channels, side = 12 << level, SIDE >> (level + 1)
@@ -41,8 +41,8 @@ def coupling_flops(steps: int) -> float:
     return float(flops)
 
 
-def ours(steps: int) -> Model:
-    """Return lsmix's flow as its trainer uses it."""
+def lsmix_model(steps: int) -> Model:
+    """Return the flow of lsmix as its trainer uses it."""
     from lsmix.glow.config import FlowConfig
     from lsmix.glow.flow import Flow
 
@@ -52,7 +52,7 @@ def ours(steps: int) -> Model:
 
 def _network(inputs: int, outputs: int) -> nn.Sequential:
     last = nn.Conv2d(HIDDEN, outputs, 3, padding=1)
-    nn.init.normal_(last.weight, std=1e-3)  # near Glow's zeros, so that one step of training leaves it invertible
+    nn.init.normal_(last.weight, std=1e-3)  # near Glow's zeros, so that the flow stays invertible after a training step
     nn.init.zeros_(last.bias)
     first = nn.Conv2d(inputs, HIDDEN, 3, padding=1)
     return nn.Sequential(first, nn.ReLU(inplace=True), nn.Conv2d(HIDDEN, HIDDEN, 1), nn.ReLU(inplace=True), last)
@@ -62,7 +62,7 @@ def _normflows(steps: int) -> Model:
     import normflows as nf
 
     bases, merges, flows = [], [], []
-    for level in reversed(range(LEVELS)):  # it lists the deepest level first
+    for level in reversed(range(LEVELS)):  # normflows lists the deepest level first
         channels, side = 12 << level, SIDE >> (level + 1)
         blocks = [nf.flows.GlowBlock(channels, HIDDEN, split_mode="channel", scale=True) for _ in range(steps)]
         flows.append([*blocks, nf.flows.Squeeze()])
@@ -90,7 +90,7 @@ def _nflows(steps: int) -> Model:
     from nflows.distributions.normal import StandardNormal
     from nflows.flows.base import Flow
 
-    whole = transforms.MultiscaleCompositeTransform(num_transforms=LEVELS)
+    composite = transforms.MultiscaleCompositeTransform(num_transforms=LEVELS)
     shape: Any = (3, SIDE, SIDE)
     for _ in range(LEVELS):
         squeeze = transforms.SqueezeTransform()
@@ -104,13 +104,13 @@ def _nflows(steps: int) -> Model:
                 transforms.OneByOneConvolution(channels),
                 transforms.AffineCouplingTransform(mask, lambda i, o: _WithContext(_network(i, o))),
             ]
-        shape = whole.add_transform(transforms.CompositeTransform(layers), (channels, height, width))
-    model = Flow(whole, StandardNormal((3 * SIDE * SIDE,)))
-    return Model(model, model.log_prob, lambda y: model.transform_to_noise(y), lambda z: whole.inverse(z)[0])
+        shape = composite.add_transform(transforms.CompositeTransform(layers), (channels, height, width))
+    model = Flow(composite, StandardNormal((3 * SIDE * SIDE,)))
+    return Model(model, model.log_prob, lambda y: model.transform_to_noise(y), lambda z: composite.inverse(z)[0])
 
 
 class _WithContext(nn.Module):
-    """Takes the context that nflows hands to each network, and leaves it."""
+    """A network that ignores the context that nflows passes to it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

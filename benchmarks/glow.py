@@ -1,6 +1,6 @@
-"""Glow: a training step, encode and decode, ours and the peers', against the convolutions alone and the machine's peak.
+"""Glow: a training step, encode and decode, of lsmix and its peers, against bare convolutions and the machine's peak.
 
-All contenders get the same precision, the same number of threads and the same setting of the memory allocator.
+All contenders use the same precision, the same number of threads and the same settings of the memory allocator.
 """
 
 import ctypes
@@ -18,22 +18,24 @@ from benchmarks.turns import Scores, Table, measure, save
 __all__ = ["against_peers", "floor_jobs", "flow_jobs", "run", "save_speeds", "speeds"]
 
 _STEPS = 8  # K; the paper's 32 only multiplies the same work
-_DEEP = 32  # the paper's K, for the memory of a step
+_DEEP = 32  # the paper's K, for the memory of a training step
 _TRAIN_BATCH, _BATCH = 32, 64
 _CUDA_BATCH = 256
 _PEERS = ("normflows", "nflows", "FrEIA")
-_TURNS = 7  # an odd number, so that the median was measured; least and most of 7 hold the true median in 98% of cases
-# What lsmix sets for itself by mallopt (pipeline/engine/device.py), for everybody: freed memory stays with the process.
+_TURNS = (
+    7  # odd, so that the median is a measured value; minimum and maximum of 7 enclose the true median in 98% of cases
+)
+# lsmix's allocator settings (mallopt in pipeline/engine/device.py) for all contenders: the process keeps freed memory.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
-_TOLERANCE = {"float32": 1e-3, "tf32": 5e-2}  # of decode(encode(y)) - y, whose range is 1: above it, a flow is broken
-_OURS, _LIGHT, _ALONE, _PEAK = "lsmix", "lsmix, memory_light", "its convolutions alone", "one wide convolution"
+_TOLERANCE = {"float32": 1e-3, "tf32": 5e-2}  # of decode(encode(y)) - y for y in a range of 1; beyond, a flow is broken
+_LSMIX, _LIGHT, _CONVOLUTIONS, _PEAK = "lsmix", "lsmix, memory_light", "its convolutions only", "one wide convolution"
 
 
 def flow_jobs(name: str, steps: int, device: str, precision: str = "float32") -> dict[str, Callable[[], Any]]:
-    """Return the jobs of one flow, after a few steps of training; "inversion" tells how well it inverts then.
+    """Return the jobs of one flow after a few training steps; "inversion" returns its largest round-trip error.
 
-    ``precision`` is "float32" or "tf32", of the convolutions and matrix products on CUDA. Ours encodes and decodes in
-    float32 whatever it says.
+    ``precision`` is the precision of convolutions and matrix products on CUDA, "float32" or "tf32". lsmix always
+    encodes and decodes in float32.
     """
     import torch
 
@@ -43,7 +45,7 @@ def flow_jobs(name: str, steps: int, device: str, precision: str = "float32") ->
     batch = _TRAIN_BATCH if device == "cpu" else _CUDA_BATCH
     images = np.random.default_rng(0).integers(0, 256, (max(batch, _BATCH), 32, 32, 3), dtype=np.uint8)
     y = torch.from_numpy((images.transpose(0, 3, 1, 2).astype(np.float32) + 0.5) / 256 - 0.5).to(device)
-    y = y.contiguous()  # (B, C, H, W) in memory, as torchvision gives images to everybody
+    y = y.contiguous()  # (B, C, H, W) in memory, the layout of images from torchvision
     if name in PEERS:
         torch.manual_seed(0)
         model = PEERS[name](steps)
@@ -59,7 +61,7 @@ def flow_jobs(name: str, steps: int, device: str, precision: str = "float32") ->
             return count
 
     else:
-        model, step = _ours(steps, images, device, precision, light=name == _LIGHT)
+        model, step = _lsmix(steps, images, device, precision, light=name == _LIGHT)
     for _ in range(3):
         step()
     model.module.eval()
@@ -86,7 +88,7 @@ def flow_jobs(name: str, steps: int, device: str, precision: str = "float32") ->
 
     def memory() -> float:
         model.module.train()
-        step(2)  # gradients and moments are there
+        step(2)  # allocates gradients and moments
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         return peak_mb(step)
@@ -96,7 +98,7 @@ def flow_jobs(name: str, steps: int, device: str, precision: str = "float32") ->
 
 
 def _set_precision(precision: str) -> None:
-    """Let CUDA compute float32 convolutions and matrix products in full, or as TF32; a CPU has no TF32."""
+    """Set whether CUDA computes float32 convolutions and matrix products in full precision or TF32 (not on CPUs)."""
     import torch
 
     kind = "tf32" if precision == "tf32" else "ieee"
@@ -108,7 +110,7 @@ def _in(model: Any, work: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         if model.module.training:
             model.module.eval()
-            work()  # what a flow keeps between calls in evaluation is made outside of the measurement, for all alike
+            work()  # fills the caches of evaluation mode outside the measurement, for every contender
         return work()
 
     return run
@@ -122,27 +124,27 @@ def _done(count: int, device: str) -> int:
     return count
 
 
-def _ours(
+def _lsmix(
     steps: int, images: np.ndarray, device: str, precision: Any, *, light: bool
 ) -> tuple[Any, Callable[..., int]]:
-    """Return our flow as ``lsmix run`` sets it up, and its trainer's step."""
-    from benchmarks.flows import ours
+    """Return the flow of lsmix, set up like ``lsmix run``, and the step of its trainer."""
+    from benchmarks.flows import lsmix_model
     from lsmix.glow.config import FlowTraining
     from lsmix.glow.training import FlowTrainer
     from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device(device)
-    model = ours(steps)
+    model = lsmix_model(steps)
     flow: Any = model.module.to(device)
     batch = _TRAIN_BATCH if device == "cpu" else _CUDA_BATCH
     settings = {"memory_light": light, "precision": precision}
     trainer = FlowTrainer(flow, FlowTraining(batch_size=batch, **settings), images)
     few = FlowTrainer(flow, FlowTraining(batch_size=2, **settings), images)
-    few._adam = trainer._adam  # the same moments, for a step on two images
+    few._adam = trainer._adam  # share the moments with the step on two images
     trainer.step()
     exact = flow.decode(flow.encode(images)) == images
     if not exact.all():
-        raise RuntimeError("decode(encode(x)) differs from x: the measurement would be of something broken")
+        raise RuntimeError("decode(encode(x)) differs from x, so the measurement is invalid.")
 
     def step(count: int = batch) -> int:
         (few if count == 2 else trainer).step()
@@ -152,7 +154,7 @@ def _ours(
 
 
 def floor_jobs(device: str, precision: str = "float32") -> dict[str, Callable[[], Scores]]:
-    """Return the convolutions of K steps and nothing else, and one wide convolution, which is as good as it gets."""
+    """Return jobs for only the convolutions of K steps, and for one wide convolution, the machine's peak."""
     import torch
     from torch.nn import functional
 
@@ -187,12 +189,12 @@ def floor_jobs(device: str, precision: str = "float32") -> dict[str, Callable[[]
 
         return run
 
-    jobs = {_ALONE: job(layers, _STEPS), _PEAK: job(peak, 4)}
+    jobs = {_CONVOLUTIONS: job(layers, _STEPS), _PEAK: job(peak, 4)}
     return jobs | {name: job(work, 8) for name, work in last.items()}  # type: ignore[return-value]
 
 
 def run() -> None:
-    """Measure and save; on CUDA first, where there is a device."""
+    """Measure and save; on CUDA first, if available."""
     tables: dict[str, Any] = {}
     cores = os.cpu_count() or 1
     if _has_cuda():
@@ -205,7 +207,7 @@ def run() -> None:
 
 
 def save_speeds(name: str, tables: dict[str, Any]) -> None:
-    """Save tables of ``speeds`` with what all contenders had in common."""
+    """Save tables of ``speeds`` with the settings that all contenders share."""
     facts = {"steps": _STEPS, "train_batch": _TRAIN_BATCH, "batch": _BATCH, "peers": list(_PEERS)}
     save(name, tables, **facts, turns=_TURNS, allocator_of_all=_ALLOCATOR)
 
@@ -224,13 +226,13 @@ def speeds(
     precision: str = "float32",
     jobs: Sequence[str] = ("train", "encode", "decode"),
 ) -> None:
-    """Measure the flows in turns, and add a table for each job; and one of how well they invert."""
+    """Measure the flows in turns; add a table for each job, and one of the inversion errors."""
     from benchmarks.flows import coupling_flops
 
     image_flops = coupling_flops(_STEPS)
     cores = f"{threads} core{'s' if threads > 1 else ''}"
     where = f"{cores if device == 'cpu' else 'CUDA'}, {precision}"
-    names = (_OURS, _LIGHT, *_PEERS)
+    names = (_LSMIX, _LIGHT, *_PEERS)
     builders: dict[str, tuple[Any, ...]] = {
         name: ("benchmarks.glow:flow_jobs", name, _STEPS, device, precision) for name in names
     }
@@ -246,7 +248,7 @@ def speeds(
             tables[best] = {"floor": "FrEIA", "unit": "images", "rows": table, **against_peers(table)}
             passes = 3 if job == "train" else 1
             work = {name: _flops(running[name], job, passes * image_flops) for name in names if name in flows}
-            work |= {name: floors.job(name) for name in (_ALONE, _PEAK)}
+            work |= {name: floors.job(name) for name in (_CONVOLUTIONS, _PEAK)}
             title = f"{job}, {where}: floating-point operations of the coupling networks"
             rows = measure(work, floor=_PEAK, title=title, turns=3, unit="FLOP")
             tables[title] = {"floor": _PEAK, "unit": "FLOP", "rows": rows}
@@ -257,12 +259,12 @@ def speeds(
 
 
 def _inversions(running: Mapping[str, Contender], precision: str) -> dict[str, float]:
-    """Return by how much decode(encode(y)) misses y at most, with each contender; print those above the tolerance."""
+    """Return the largest error of decode(encode(y)) for each contender; print those above the tolerance."""
     errors = {name: float(contender.call("inversion")) for name, contender in running.items()}
     print(f"\ninversion, {precision}: largest error (tolerance {_TOLERANCE[precision]:g})\n  {errors}")
     for name, error in errors.items():
         if not error < _TOLERANCE[precision]:
-            print(f"  {name} does not invert within the tolerance: read its speeds with that in mind")
+            print(f"  {name} exceeds the tolerance, so its speeds are of limited use")
     return {f"{name}, largest error": error for name, error in errors.items()} | {"tolerance": _TOLERANCE[precision]}
 
 
@@ -275,10 +277,10 @@ def _flops(contender: Contender, job: str, image_flops: float) -> Callable[[], S
 
 
 def against_peers(table: Table) -> dict[str, float]:
-    """Return ours against the peer with the best median: median, least and most of the ratios within a turn."""
+    """Return lsmix against the peer with the best median: median, least and most of the ratios within a turn."""
     best = max(_PEERS, key=lambda name: float(table[name]["per_second"]))
     figures: dict[str, float] = {}
-    for name in (_OURS, _LIGHT):
+    for name in (_LSMIX, _LIGHT):
         if name in table:
             ratios = [a / b for a, b in zip(table[name]["rates"], table[best]["rates"], strict=True)]
             figures[f"{name} against the best peer, {best}"] = statistics.median(ratios)
@@ -288,11 +290,11 @@ def against_peers(table: Table) -> dict[str, float]:
 
 def _memory() -> dict[str, float]:
     figures = {}
-    for name in (_OURS, _LIGHT, *_PEERS):
+    for name in (_LSMIX, _LIGHT, *_PEERS):
         contender = Contender(
             "benchmarks.glow:flow_jobs", name, _DEEP, "cpu", threads=os.cpu_count() or 1, variables=_ALLOCATOR
         )
         figures[f"{name}, K={_DEEP}, batch {_TRAIN_BATCH}, MiB"] = contender.call("memory")
         contender.close()
-    print(f"\nmemory of a training step above what model, gradients and optimiser hold\n  {figures}")
+    print(f"\nmemory of a training step in addition to model, gradients and optimizer state\n  {figures}")
     return figures

@@ -1,6 +1,6 @@
-"""``make gpu``: the first run on a GPU. Its tests, then speed and exactness of every part, within four minutes.
+"""``make gpu``: run the GPU tests, then measure the speed and exactness of every part on a GPU within four minutes.
 
-``--tiny`` does the same at toy size on the CPU, to see that all of it works; its figures mean nothing.
+``--tiny`` does the same at toy size on the CPU, to check that everything works; its numbers are meaningless.
 """
 
 import argparse
@@ -21,7 +21,7 @@ __all__ = ["add_common_options", "main", "require_cuda"]
 _ROOT = Path(__file__).resolve().parents[1]
 _TEST_SECONDS = 150.0
 
-# In this order, each with the seconds that it may take.
+# Section -> (work, time limit in seconds), in order.
 _SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "flow: training step": (Bench.training, 55.0),
     "flow: encode and decode": (Bench.passes, 35.0),
@@ -35,18 +35,18 @@ _SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
 
 
 def main(words: list[str]) -> int:
-    """Measure as the command line says; return 1 if a section failed."""
+    """Run the command line; return 1 if a section failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
     add_common_options(parser)
-    parser.add_argument("--minutes", type=float, default=4.0, help="time for the measurements, tests excluded")
-    parser.add_argument("--no-tests", action="store_true", help="leave out the tests that are marked gpu")
+    parser.add_argument("--minutes", type=float, default=4.0, help="time limit of the measurements, without the tests")
+    parser.add_argument("--no-tests", action="store_true", help="skip the tests that are marked gpu")
     options = parser.parse_args(words)
     device = "cpu" if options.tiny else require_cuda()
     about = environment(device)
     folder = options.out or results_folder(about["date"][:10], card_name(device))
-    about["predicted"] = f"by a roofline model for {roofline.CARD}, right to about ±40%"
+    about["predicted"] = f"by a roofline model for {roofline.CARD}, accurate to about ±40%"
     if options.tiny:
-        about["size"] = "toy size on the CPU: the figures mean nothing"
+        about["size"] = "toy size on the CPU: the numbers are meaningless"
     results = Results(folder, f"First run on {about['device']}", about)
     if not options.no_tests:
         results.section("tests marked gpu", lambda: _test(results, tiny=options.tiny), seconds=_TEST_SECONDS)
@@ -62,34 +62,34 @@ def main(words: list[str]) -> int:
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that both measurements on a GPU have."""
-    parser.add_argument("--out", type=Path, help="folder of the results; by default below results/")
+    """Add the options that ``gpu`` and ``gpu-evidence`` share."""
+    parser.add_argument("--out", type=Path, help="folder for the results (default: a new folder below results/)")
     parser.add_argument("--tiny", action="store_true", help="toy size on the CPU, to check that everything works")
 
 
 def require_cuda() -> str:
-    """Return "cuda", ready to compute; end the program with a sentence where there is no CUDA device."""
+    """Prepare CUDA and return "cuda"; exit with a message if there is no CUDA device."""
     import torch
 
     from lsmix.pipeline.engine.device import prepare_device
 
     if not torch.cuda.is_available():
         sys.exit(
-            "This measurement needs a CUDA device, and torch finds none here; --tiny runs it at toy size on the CPU."
+            "This measurement needs a CUDA device, but torch finds none. Add --tiny to run it at toy size on the CPU."
         )
     prepare_device("cuda")
     return "cuda"
 
 
 def _marked_files() -> list[Path]:
-    """Return the files of tests that have the mark gpu."""
+    """Return the test files that contain tests marked gpu."""
     return [path for path in sorted((_ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
 
 
 def _test(results: Results, *, tiny: bool) -> None:
-    """Run the tests that are marked gpu, in a process of their own; their output goes to tests.txt.
+    """Run the tests marked gpu in a separate process and write their output to tests.txt.
 
-    Only files that have the mark are collected: a machine with a GPU may lack what the others import.
+    Only files with such tests are collected, because a GPU machine may lack imports of the other files.
     """
     marked = _marked_files()[:1] if tiny else _marked_files()
     words = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=8"]
@@ -108,4 +108,4 @@ def _test(results: Results, *, tiny: bool) -> None:
     for what, count in counts.items():
         results.add(f"tests {what}", count, "tests")
     if done.returncode:
-        raise RuntimeError(f"pytest ended with {done.returncode}, see tests.txt: {last[0]}")
+        raise RuntimeError(f"pytest exited with code {done.returncode}, see tests.txt: {last[0]}")

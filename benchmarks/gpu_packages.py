@@ -1,7 +1,7 @@
-"""Make lsmix importable, with its metadata, for a Python that brings its own torch: no environment, no index, no network.
+"""Make lsmix importable for a Python that has its own torch, without an environment, a package index or a network.
 
-``python -m benchmarks.gpu_packages FOLDER [WHEELS]`` fills a folder to name in PYTHONPATH: a link ``lsmix`` to this
-checkout, the metadata that ``importlib.metadata`` asks for, and what the wheels in the folder WHEELS hold.
+``python -m benchmarks.gpu_packages FOLDER [WHEELS]`` fills a folder for PYTHONPATH: a link ``lsmix`` to this checkout,
+the metadata for ``importlib.metadata``, and the packages of the wheels in the folder WHEELS.
 """
 
 import re
@@ -15,10 +15,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def prepare(folder: Path, wheels: Path | None = None) -> None:
-    """Fill the folder; what is in it from before is replaced.
+    """Fill the folder; packages from an earlier call are replaced.
 
     Raises:
-        SystemExit: there are no wheels, or pip cannot install them.
+        SystemExit: There are no wheels, or pip cannot install them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if wheels is not None:
@@ -37,11 +37,11 @@ def prepare(folder: Path, wheels: Path | None = None) -> None:
 def _install(folder: Path, wheels: Path) -> None:
     found = [str(path) for path in sorted(wheels.glob("*.whl")) if not path.name.startswith("lsmix-")]
     if not found:
-        sys.exit(f"No wheels (*.whl) in {str(wheels)!r}, which WHEELS names.")
+        sys.exit(f"No wheels (*.whl) in the folder {str(wheels)!r} given as WHEELS.")
     options = ["--quiet", "--no-index", "--no-deps", "--find-links", str(wheels), "--upgrade", "--target", str(folder)]
     done = subprocess.run([sys.executable, "-m", "pip", "install", *options, *found], check=False)
     if done.returncode:
-        sys.exit(f"pip could not install the wheels in {str(wheels)!r}; see its messages above.")
+        sys.exit(f"pip could not install the wheels in {str(wheels)!r}. See its messages above.")
 
 
 def main(words: list[str]) -> None:

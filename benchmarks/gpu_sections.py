@@ -1,4 +1,4 @@
-"""What ``benchmarks.gpu`` measures, section by section, through functions that lsmix makes public."""
+"""The sections of ``benchmarks.gpu``, measured through public functions of lsmix."""
 
 import contextlib
 import statistics
@@ -36,21 +36,21 @@ _LEVELS, _SIDE = 3, 32
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large everything is."""
+    """The sizes of all measurements."""
 
     steps: int  # K of the flow
     hidden: int  # width of its coupling networks
-    images: int  # for what goes from array to array
+    images: int  # for encode and decode between NumPy arrays
     train_batch: int
-    trained: int  # steps of training before exactness is counted
+    trained: int  # training steps before exact round trips are counted
     repeats: int
-    batches: tuple[int, ...]  # of encode and decode
-    array_batches: tuple[int, ...]
+    batches: tuple[int, ...]  # batch sizes of encode and decode on the device
+    array_batches: tuple[int, ...]  # batch sizes of encode and decode between NumPy arrays
     architectures: tuple[str, ...]
     width: int  # of CNN-13
     class_batch: int
-    class_updates: int  # in an epoch that is timed
-    mixed: int  # images of the stage
+    class_updates: int  # per timed epoch
+    mixed: int  # images of the mix stage
 
 
 FULL = Size(
@@ -86,32 +86,32 @@ TINY = Size(
 
 
 class Bench:
-    """The sections, and what they share: a flow that was trained a little, and images."""
+    """The sections, and the flow and the images that they share."""
 
     def __init__(self, results: Results, device: str, size: Size) -> None:
         self.results, self.device, self.size = results, device, size
         self.images = smooth_images(size.images)
 
     def free(self) -> None:
-        """Give back the device's memory after a section."""
+        """Free the device memory after a section."""
         self.flow.forget_recordings()
         if self.device != "cpu":
             torch.cuda.empty_cache()
 
     @cached_property
     def flow(self) -> Flow:
-        """The paper's flow on the device, as it starts; ``training`` trains it."""
+        """The paper's flow on the device, initially untrained; ``training`` trains it."""
         config = FlowConfig(
             height=_SIDE, width=_SIDE, channels=3, levels=_LEVELS, steps=self.size.steps, hidden=self.size.hidden
         )
         return Flow(config).to(self.device)
 
     def training(self) -> None:
-        """A step in each precision and memory-light, and what it is made of."""
+        """Measure a training step in each precision and with memory_light, and the parts of a step."""
         size, add = self.size, self.results.add
         for precision, light in (("float32", False), ("tf32", False), ("bf16", False), ("float32", True)):
             trainer = self._trainer(precision, light=light)
-            together = trainer.steps_together  # as the stage does them: the host runs ahead of the device
+            together = trainer.steps_together  # as in the stage, where the host runs ahead of the device
             self._reset_peak()
             step = self._timed(lambda t=trainer, n=together: t.steps(n), 2, warm=1) / together
             name = f"step, {precision}{', memory-light' if light else ''}, batch {size.train_batch}"
@@ -121,16 +121,16 @@ class Bench:
         adam = torch.optim.Adam(parameters, lr=0.0, fused=True)
         pieces: dict[str, Callable[[], Any]] = {
             "preparing a batch on the host": self._host_batch,
-            "moving a batch to the device": self._move_batch,
+            "copying a batch to the device": self._move_batch,
             "clipping the gradient": lambda: torch.nn.utils.clip_grad_norm_(parameters, 50.0),
             "Adam, fused": adam.step,
         }
         for name, work in pieces.items():
-            add(f"of a step: {name}", self._timed(work), "ms")
+            add(f"part of a step: {name}", self._timed(work), "ms")
         self._trainer("float32", learning_rate=1e-4).steps(size.trained)
 
     def _trainer(self, precision: Any, *, light: bool = False, learning_rate: float = 1e-12) -> FlowTrainer:
-        """Return a trainer of the flow; by default one that all but leaves it as it is, since each starts Adam anew."""
+        """Return a new trainer of the flow, by default with a learning rate that leaves it practically unchanged."""
         settings = FlowTraining(
             batch_size=self.size.train_batch, precision=precision, memory_light=light, learning_rate=learning_rate
         )
@@ -151,7 +151,7 @@ class Bench:
         return self._host_batch()
 
     def passes(self) -> None:
-        """Encode and decode of one batch on the device, recorded as graphs and as plain calls."""
+        """Measure encode and decode of one batch on the device, as recorded graphs and as plain calls."""
         flow = self.flow.eval()
 
         def plain_encode(y: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ class Bench:
             flow.forget_recordings()
 
     def arrays(self) -> None:
-        """From arrays to arrays, as stages do it, and how many images come back exactly."""
+        """Measure encode and decode between NumPy arrays, as stages use them, and count exact round trips."""
         flow, images = self.flow.eval(), self.images
         for batch in self.size.array_batches:
             z = flow.encode(images, batch_size=batch)
@@ -191,13 +191,13 @@ class Bench:
             self.results.add(f"exact round trips, batch {batch}", exact, f"of {len(images)}", float(len(images)))
 
     def tf32(self) -> None:
-        """How many images come back exactly if both directions compute in TF32, which the product does not do."""
+        """Count exact round trips with TF32 in both directions, which lsmix does not use."""
         exact = tf32_round_trips(self.flow.eval(), self.images, batch=max(self.size.array_batches))
         details = {"flow trained for steps": self.size.trained}
         self.results.add("exact round trips", exact, f"of {len(self.images)}", **details)
 
     def fused(self) -> None:
-        """The coupling networks' convolution, bias and ReLU as one kernel, against three."""
+        """Measure convolution, bias and ReLU of the coupling networks as one kernel against three."""
         batch = self.size.batches[min(2, len(self.size.batches) - 1)]
         total = {"separate": 0.0, "fused": 0.0}
         worst = 0.0
@@ -218,11 +218,11 @@ class Bench:
                     for name, work in (("separate", separate), ("fused", fused)):
                         total[name] += self.size.steps * self._timed(work)
         for name, took in total.items():
-            self.results.add(f"a decode's first two layers of {batch} images, {name}", took, "ms")
+            self.results.add(f"first two layers of all coupling networks, batch {batch}, {name}", took, "ms")
         self.results.add("largest difference between them", worst, "of numbers near 1")
 
     def classifiers(self) -> None:
-        """A training step of two classifiers in three precisions."""
+        """Measure a training step of each classifier in three precisions."""
         size = self.size
         images = np.resize(self.images, (size.class_batch * size.class_updates, _SIDE, _SIDE, 3))
         labels = np.arange(len(images)) % 10
@@ -240,14 +240,14 @@ class Bench:
                 self.results.add(
                     f"{architecture}, {precision}, batch {size.class_batch}",
                     took,
-                    "ms a step",
+                    "ms per step",
                     roofline.classifier_step_ms(architecture, precision),
                     busy_ms=busy,
                     peak_MiB=self._peak_mib(),
                 )
 
     def mix_stage(self) -> None:
-        """The whole mix stage, from latents on the disk to a pool on the disk."""
+        """Measure the complete mix and encode stages, disk to disk."""
         from benchmarks.mix import Stages
 
         count = self.size.mixed
@@ -264,7 +264,7 @@ class Bench:
                 self.results.add(f"{stage}, {count} images", count / done.seconds, "images/s", 50_000 / seconds)
 
     def profiles(self) -> None:
-        """Tables of the kernels that take most time, as text files."""
+        """Write tables of the slowest kernels as text files."""
         flow, batch = self.flow, self.size.batches[min(2, len(self.size.batches) - 1)]
         y, z = self._y(batch), torch.zeros(batch, flow.dim, device=self.device)
         trainers = {name: self._trainer(name) for name in ("float32", "tf32")}
@@ -291,7 +291,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def _timed(self, work: Callable[[], Any], repeats: int = 0, *, warm: int = 2) -> float:
-        """Return the median of the milliseconds that some calls take, each waited for."""
+        """Return the median duration of ``repeats`` calls in milliseconds, with synchronization after each call."""
         for _ in range(warm):
             work()
         self._wait()
@@ -306,11 +306,11 @@ class Bench:
     def _profiler(self) -> Any:
         from torch.profiler import ProfilerActivity, profile
 
-        activity = ProfilerActivity.CPU if self.device == "cpu" else ProfilerActivity.CUDA  # both take half a minute
+        activity = ProfilerActivity.CPU if self.device == "cpu" else ProfilerActivity.CUDA  # both would take 30 s
         return profile(activities=[activity], acc_events=True)
 
     def _busy_ms(self, work: Callable[[], Any]) -> float:
-        """Return the milliseconds in which the device computes during a call; the rest of the call it waits."""
+        """Return the milliseconds of a call during which the device is busy."""
         with self._profiler() as profile:
             work()
             self._wait()
@@ -328,13 +328,13 @@ class Bench:
         return dequantise(torch.from_numpy(images).to(self.device))
 
     def _random(self, *shape: int) -> torch.Tensor:
-        fan_in = shape[1] * shape[2] * shape[3] if shape[2] <= 3 else 1  # of a weight, so that results are near 1
+        fan_in = shape[1] * shape[2] * shape[3] if shape[2] <= 3 else 1  # scales weights, so that results are near 1
         values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) / fan_in**0.5
         return values.to(self.device).contiguous(memory_format=torch.channels_last)
 
 
 def _device_ms(profile: Any) -> float:
-    """Return the milliseconds of all kernels of a profile; on the CPU those of all operations."""
+    """Return the total milliseconds of all kernels of a profile, or on the CPU of all operations."""
     from torch.autograd import DeviceType
 
     events = profile.key_averages()
@@ -343,7 +343,7 @@ def _device_ms(profile: Any) -> float:
 
 
 def _fused(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Convolve, add the bias and apply ReLU in one kernel of cuDNN, or of oneDNN on the CPU."""
+    """Convolve, add the bias and apply ReLU in one kernel, of cuDNN or on the CPU of oneDNN."""
     pad = [weight.shape[2] // 2] * 2
     result: torch.Tensor
     if x.device.type == "cuda":
@@ -367,9 +367,9 @@ def _tf32() -> Iterator[None]:
 
 
 def tf32_round_trips(flow: Flow, images: np.ndarray, *, batch: int) -> int:
-    """Return how many images, uint8 (N, H, W, C), come back exactly if encode and decode compute in TF32.
+    """Return how many images, uint8 (N, H, W, C), are recovered exactly if encode and decode use TF32.
 
-    The flow must need no padding. On a CPU, which has no TF32, this counts float32.
+    The flow must not need padding. On a CPU, which has no TF32, both use float32.
     """
     exact = 0
     for start in range(0, len(images), batch):

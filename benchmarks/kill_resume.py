@@ -1,8 +1,8 @@
-"""Kill every stage at random moments, go on, and compare with an undisturbed run, byte for byte.
+"""Kill every stage at random moments, resume it, and compare the result with an undisturbed run, byte for byte.
 
-``python -m benchmarks.kill_resume --kills 20 RECIPE`` kills each stage that often with SIGKILL, restarting it each time,
-and prints a table. The moments are spread over the time that the stage really takes, start-up excluded,
-so that most kills hit work and not imports.
+``python -m benchmarks.kill_resume --kills 20 RECIPE`` kills each stage 20 times with SIGKILL, restarts it each time,
+and prints a line per stage. The kills are spread over the run time of the stage without start-up, so that most of them
+interrupt work and not imports.
 """
 
 import argparse
@@ -22,17 +22,17 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["main"]
 
-_KILLED_STAGES = STAGES[:-1]  # the report's pages tell how long things took, so its bytes differ anyway
+_KILLED_STAGES = STAGES[:-1]  # the report shows durations, so its bytes always differ
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What became of one stage."""
+    """The result of one stage."""
 
     stage: str
     kills: int  # kills that hit a running process
-    in_work: int  # of these, kills that left unfinished work on the disk
-    same: bool  # whether all content digests are those of the undisturbed run
+    in_work: int  # how many of these left unfinished work on disk
+    same: bool  # whether all content digests equal those of the undisturbed run
     seconds: float  # from the first start to the end
 
 
@@ -40,31 +40,31 @@ def main() -> int:
     """Run the command line; return 0 if every stage ended with the bytes of the undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--kills", type=int, default=20, help="kills of each stage")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills per stage")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random kill times")
     parser.add_argument("--stages", nargs="*", default=list(_KILLED_STAGES), choices=_KILLED_STAGES)
     parser.add_argument("--options", default="", help="more options for lsmix, such as '--workers 2'")
     options = parser.parse_args()
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="lsmix-kill-") as folder:
-        whole, disturbed = Path(folder, "whole"), Path(folder, "disturbed")
-        _command("report", options.recipe, whole, options.options).wait()  # of all stages, it alone wants every pool
-        shutil.copytree(whole, disturbed)
+        undisturbed, disturbed = Path(folder, "undisturbed"), Path(folder, "disturbed")
+        _command("report", options.recipe, undisturbed, options.options).wait()  # the only stage that needs every pool
+        shutil.copytree(undisturbed, disturbed)
         outcomes = []
         for stage in options.stages:
-            outcomes.append(_kill_stage(stage, options, whole, disturbed, moments))
+            outcomes.append(_kill_stage(stage, options, undisturbed, disturbed, moments))
             print(_line(outcomes[-1]), flush=True)
     print(f"\n{sum(item.kills for item in outcomes)} kills, {sum(not item.same for item in outcomes)} stages differ")
     return int(not all(item.same for item in outcomes))
 
 
 def _kill_stage(
-    stage: str, options: argparse.Namespace, whole: Path, disturbed: Path, moments: random.Random
+    stage: str, options: argparse.Namespace, undisturbed: Path, disturbed: Path, moments: random.Random
 ) -> StageResult:
     for later in STAGES[STAGES.index(stage) :]:
         shutil.rmtree(disturbed / later, ignore_errors=True)
     begun = time.monotonic()
-    work = sum(manifest.seconds for _, manifest in Workspace(whole).manifests(stage))
+    work = sum(manifest.seconds for _, manifest in Workspace(undisturbed).manifests(stage))
     kills = in_work = 0
     for _ in range(options.kills):
         process = _command(stage, options.recipe, disturbed, options.options)
@@ -78,10 +78,10 @@ def _kill_stage(
         in_work += hit and any(
             not path.with_name("manifest.json").exists() for path in disturbed.glob(f"{stage}/*/work")
         )
-        if _roots(disturbed, stage).keys() == _roots(whole, stage).keys():  # done already: begin anew
+        if _digests(disturbed, stage).keys() == _digests(undisturbed, stage).keys():  # finished already: start over
             shutil.rmtree(disturbed / stage)
     _command(stage, options.recipe, disturbed, options.options).wait()
-    same = _roots(disturbed, stage) == _roots(whole, stage)
+    same = _digests(disturbed, stage) == _digests(undisturbed, stage)
     return StageResult(stage=stage, kills=kills, in_work=in_work, same=same, seconds=time.monotonic() - begun)
 
 
@@ -101,7 +101,7 @@ def _command(stage: str, recipe: Path, workspace: Path, options: str) -> "subpro
 
 
 def _wait_for_start(process: "subprocess.Popen[bytes]", stage_folder: Path) -> None:
-    """Wait until the stage writes something, or ends."""
+    """Wait until the stage writes something or ends."""
     before = _newest(stage_folder)
     while process.poll() is None and _newest(stage_folder) == before:
         time.sleep(0.002)
@@ -112,12 +112,12 @@ def _newest(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             newest = max(newest, path.stat().st_mtime_ns)
-        except FileNotFoundError:  # it was renamed or removed while we looked
+        except FileNotFoundError:  # renamed or removed in the meantime
             continue
     return newest
 
 
-def _roots(workspace: Path, stage: str) -> dict[str, str]:
+def _digests(workspace: Path, stage: str) -> dict[str, str]:
     return {manifest.cache_key: manifest.content_digest for _, manifest in Workspace(workspace).manifests(stage)}
 
 

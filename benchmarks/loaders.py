@@ -1,7 +1,7 @@
-"""Everything that goes over a shuffled epoch of the same images: ours, the floors, and the peers as their documentation says.
+"""Shuffled epochs of the same images by lsmix, by floors, and by other loaders used as their documentation shows.
 
-Each goes over every image once an epoch, gives uint8 batches and labels, and says the sum of all labels and
-of the images' first rows of pixels, which must agree among all of them.
+Each loader visits every image once per epoch and yields uint8 batches and labels. The sums over all labels and over the
+first pixel row of all images must be the same for every loader.
 """
 
 import importlib
@@ -25,7 +25,7 @@ _Batches = Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]  # epoch -> 
 
 
 class Sums(NamedTuple):
-    """What an epoch adds up to."""
+    """The checksums of an epoch."""
 
     images: int
     labels: int
@@ -33,9 +33,9 @@ class Sums(NamedTuple):
 
 
 def _import_torchvision() -> None:
-    """Import torchvision, or a stand-in where its compiled part does not fit torch, as CPU builds of the two may not.
+    """Import torchvision, or a stand-in if its compiled part does not fit the installed torch (CPU builds).
 
-    Two peers import it when they are loaded, for data sets and transforms that nobody uses here.
+    Two peers import it on load, for data sets and transforms that are not used here.
     """
     try:
         importlib.import_module("torchvision")
@@ -60,7 +60,7 @@ class _StandIn(types.ModuleType):
 
 
 def write(name: str, folder: Path, images: np.ndarray) -> None:
-    """Write the images as a loader wants them."""
+    """Write the images in the format of a loader."""
     labels = np.arange(len(images)) % 10
     if name == "lsmix":
         from benchmarks.pools import make_pool
@@ -109,12 +109,12 @@ def _write_litdata(folder: Path, images: np.ndarray, labels: np.ndarray) -> None
 
 
 def loader_jobs(name: str, folder: str, options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Return the jobs of a loader: "epoch", the next shuffled epoch; "sums" of it; "memory" that one more takes at most."""
+    """Return the jobs of a loader: "epoch" runs a shuffled epoch, "sums" returns its checksums, "memory" its peak."""
     if name in ("mosaicml-streaming", "litdata"):
         _import_torchvision()
     opener: Any = _OPENERS[name]
     options = dict(options)
-    passes = options.pop("passes", 1)  # of one turn: what takes milliseconds is measured several times over
+    passes = options.pop("passes", 1)  # epochs per turn, more than 1 for epochs of a few milliseconds
     batches: _Batches = opener(Path(folder), **options)
     number, sums = 0, Sums(0, 0, 0)
 
@@ -132,15 +132,15 @@ def loader_jobs(name: str, folder: str, options: dict[str, Any]) -> dict[str, Ca
     return {"epoch": epoch, "sums": lambda: tuple(sums), "memory": lambda: peak_mb(epoch)}
 
 
-def _ours(folder: Path, **options: Any) -> _Batches:
+def _lsmix(folder: Path, **options: Any) -> _Batches:
     from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
 
-    anew = options.pop("anew", False)
-    kept = open_pool(folder, check_crc=options.pop("check_crc", True))
+    reopen = options.pop("reopen", False)
+    opened = open_pool(folder, check_crc=options.pop("check_crc", True))
 
     def batches(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pool = kept.reopen() if anew else kept
+        pool = opened.reopen() if reopen else opened
         for batch in PoolLoader(pool, BATCH, epoch=epoch, **options):
             yield batch.images.permute(0, 2, 3, 1).numpy(), batch.label_a.numpy()
 
@@ -263,7 +263,7 @@ def _hf(folder: Path) -> _Batches:
 
 
 _OPENERS = {
-    "lsmix": _ours,
+    "lsmix": _lsmix,
     "random rows": _random_rows,
     "sequential read": _sequential,
     "map-style DataLoader": _map_loader,

@@ -1,8 +1,7 @@
-"""Peak memory of each stage at three sizes of the data set, each stage in a process of its own.
+"""Peak memory of each stage at three data set sizes, each stage in a separate process.
 
-Two figures for each. *Anonymous* memory is what the process holds for itself and nobody can take away;
-*resident* memory counts pages of mapped files besides, which the kernel takes back when it needs them. Both are above
-what the process had when everything was imported.
+*Anonymous* memory is private to the process and cannot be reclaimed. *Resident* memory also includes pages of mapped
+files, which the kernel reclaims if necessary. Both are increases over the memory after all imports.
 """
 
 import json
@@ -96,7 +95,7 @@ def _stream(_recipe: str, _workspace: str, pool: str) -> None:
 
     seen = sum(len(batch.images) for batch in PoolLoader(open_pool(pool), 128))
     if seen != len(open_pool(pool)):
-        raise RuntimeError(f"an epoch of {pool} gave {seen} images")
+        raise RuntimeError(f"An epoch of {pool} yielded {seen} images.")
 
 
 def _verify(_recipe: str, _workspace: str, pool: str) -> None:
@@ -117,7 +116,7 @@ JOBS = {
     "verify": _verify,
     "export": _export,
 }
-_WORK = (  # what to call it, the job, and the pool that it is about
+_WORK = (  # title, job, and mixing method of the pool
     ("ingest", "ingest", "ls-mix"),
     ("train-glow", "train-glow", "ls-mix"),
     ("encode", "encode", "ls-mix"),
@@ -180,12 +179,9 @@ def _write_source(path: Path, count: int) -> None:
 
 
 def _in_a_process(words: list[str]) -> dict[str, float]:
-    alone = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-    }  # what others do on the machine then counts less; times are by the way
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # less sensitive to other load; times are secondary here
     command = [sys.executable, "-c", _CODE, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
     if done.returncode:
         raise RuntimeError(f"{words} failed:\n{done.stderr}")
     used: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

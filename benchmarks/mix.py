@@ -1,4 +1,4 @@
-"""The mix and encode stages, disk to disk, against the bare loop over the same batches in memory; growth with N and workers."""
+"""The mix and encode stages, disk to disk, against a bare loop in memory; scaling with images and workers."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ from benchmarks.turns import Scores, measure, save
 
 __all__ = ["Stages", "make_flow", "run"]
 
-_STEPS = 32  # K of the paper, for the comparison with the loop
-_COUNT = 4096  # images of it
-_FEW_STEPS = 4  # K for the growth with N: a flow this light shows what does not grow with it
+_STEPS = 32  # K of the paper, for the comparison with the bare loop
+_COUNT = 4096  # images in that comparison
+_FEW_STEPS = 4  # K for the scaling with N: with so light a flow, all other costs become visible
 _BATCH = 64
 _SIZES = (1024, 4096, 16384)
-_CHUNK_ROWS = {"flow": 1024, "light": 0}  # 0: about 25 MB, as lsmix chooses
+_CHUNK_ROWS = {"flow": 1024, "light": 0}  # 0: lsmix chooses chunks of about 25 MB
 _RECIPE = """
 format = 1
 name = "bench"
@@ -69,7 +69,7 @@ def run() -> None:
         loops = _bare_loops(flow, images[:_COUNT])
         for stage in ("encode", "mix"):
             title = f"{stage}, {_COUNT} images, K={_STEPS}, all cores"
-            work = {"bare loop in memory": loops[stage], f"the whole stage {stage}": deep.job(stage)}
+            work = {"bare loop in memory": loops[stage], f"the {stage} stage, disk to disk": deep.job(stage)}
             rows = measure(work, floor="bare loop in memory", title=title, turns=2 if stage == "encode" else 3)
             tables[title] = {"floor": "bare loop in memory", "unit": "images", "rows": rows}
             tables |= _growth(stage, stages)
@@ -78,7 +78,7 @@ def run() -> None:
 
 
 def make_flow(folder: Path, steps: int) -> Path:
-    """Write a flow for 32×32×3 of so many steps a level, trained for a moment."""
+    """Write a flow for 32×32×3 images with ``steps`` steps per level, trained for three iterations."""
     from lsmix.glow.checkpoint import save_flow
     from lsmix.glow.config import FlowConfig, FlowTraining
     from lsmix.glow.flow import Flow
@@ -94,7 +94,7 @@ def make_flow(folder: Path, steps: int) -> Path:
 
 
 class Stages:
-    """A workspace with so many images, in which a stage is made again and again; 0 ``chunk_rows`` lets lsmix choose."""
+    """A workspace with ``count`` images, in which stages are rebuilt repeatedly; 0 ``chunk_rows`` lets lsmix choose."""
 
     def __init__(
         self, folder: Path, flow: Path, count: int, chunk_rows: int, *, device: str = "cpu", batch: int = _BATCH
@@ -110,7 +110,7 @@ class Stages:
         self._run("mix")
 
     def job(self, stage: str, **options: Any) -> Callable[[], Scores]:
-        """Return the making of a stage, from nothing but its inputs, and its look that all images came back."""
+        """Return a job that rebuilds a stage from its inputs and checks that it processed all images."""
 
         def make() -> Scores:
             shutil.rmtree(self.workspace / stage)
@@ -118,13 +118,13 @@ class Stages:
             counts = self._run(stage, **options)
             seconds = time.perf_counter() - begun
             if counts["images"] != self.count or counts.get("exact_round_trips", self.count) != self.count:
-                raise RuntimeError(f"{stage} did not do its work: {counts}")
+                raise RuntimeError(f"{stage} did not process all images: {counts}")
             return Scores(self.count, seconds)
 
         return make
 
     def array_job(self, stage: str, parts: int) -> Callable[[], Scores]:
-        """Return the making of a stage by parts in processes of their own, side by side, and ``finish``."""
+        """Return a job that rebuilds a stage by ``parts`` array tasks in parallel processes, then ``finalize``."""
         words = [sys.executable, "-m", "lsmix", stage, str(self._recipe), "--workspace", str(self.workspace), "-q"]
         threads = str(max(1, (os.cpu_count() or 1) // parts))
         quiet = {"env": {**os.environ, "OMP_NUM_THREADS": threads}, "stdout": subprocess.DEVNULL}
@@ -132,16 +132,16 @@ class Stages:
         def make() -> Scores:
             shutil.rmtree(self.workspace / stage)
             begun = time.perf_counter()
-            side_by_side = [
+            tasks = [
                 subprocess.Popen([*words, "--array-index", str(i), "--array-size", str(parts)], **quiet)
                 for i in range(parts)
             ]
-            if sum(part.wait() != 0 for part in side_by_side):
-                raise RuntimeError(f"a part of {stage} failed")
+            if sum(task.wait() != 0 for task in tasks):
+                raise RuntimeError(f"An array task of {stage} failed.")
             subprocess.run([*words[:3], "finalize", *words[4:]], check=True, **quiet)
             seconds = time.perf_counter() - begun
             if self._run(stage)["images"] != self.count:
-                raise RuntimeError(f"{stage} did not do its work")
+                raise RuntimeError(f"{stage} did not process all images.")
             return Scores(self.count, seconds)
 
         return make
@@ -154,7 +154,7 @@ class Stages:
 
 
 def _bare_loops(folder: Path, images: np.ndarray) -> dict[str, Callable[[], int]]:
-    """Return the same passes through the flow, batch by batch, from memory to memory: what a script would do."""
+    """Return the same passes through the flow, batch by batch and memory to memory, as in a simple script."""
     import torch
 
     from lsmix.glow.checkpoint import load_flow
@@ -171,20 +171,20 @@ def _bare_loops(folder: Path, images: np.ndarray) -> dict[str, Callable[[], int]
     def encode() -> int:
         for start in range(0, len(images), _BATCH):
             flow.encode_batch(dequantise(torch.from_numpy(images[start : start + _BATCH])))
-        return decode()  # the stage looks whether all images come back
+        return decode()  # the encode stage also decodes, to check the round trip
 
     return {"mix": decode, "encode": encode}
 
 
 def _growth(stage: str, stages: dict[int, Stages]) -> dict[str, Any]:
-    title = f"{stage}, growth with the number of images, K={_FEW_STEPS}"
+    title = f"{stage}, scaling with the number of images, K={_FEW_STEPS}"
     work = {f"{count} images": it.job(stage) for count, it in stages.items()}
     floor = f"{_SIZES[0]} images"
     return {title: {"floor": floor, "unit": "images", "rows": measure(work, floor=floor, title=title, turns=1)}}
 
 
 def _workers(stages: Stages) -> dict[str, Any]:
-    title = f"mix, {_COUNT} images, K={_STEPS}, in process and on Dask workers (their start-up included)"
+    title = f"mix, {_COUNT} images, K={_STEPS}, in process and on Dask workers (start-up included)"
     work = {"in process": stages.job("mix")}
     work |= {f"{count} worker{'s' if count > 1 else ''}": stages.job("mix", workers=count) for count in (1, 2)}
     return {

@@ -1,4 +1,4 @@
-"""Glow on one core alone: a training step, encode and decode against the peers, in a few minutes."""
+"""Glow on a single core: a training step, encode and decode against the peers, in a few minutes."""
 
 from typing import Any
 

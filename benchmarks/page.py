@@ -1,4 +1,4 @@
-"""The page of results: ``benchmarks/results/README.md``, and a plot beside it for each section."""
+"""The page of results, ``benchmarks/results/README.md``, with a plot for each section."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ __all__ = ["write"]
 
 
 def write() -> None:
-    """Write the page and the plots anew from all the sections' JSON files."""
+    """Write the page and the plots from the JSON files of all sections."""
     lines = [
         "# Results of the benchmarks",
         "",
-        "Written by `python -m benchmarks`; each ratio is the median of ratios within a turn.",
+        "Written by `python -m benchmarks`. Each ratio is the median of the ratios within a turn.",
     ]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -26,7 +26,7 @@ def write() -> None:
             lines += ["", f"![Ratios of the section {path.stem}]({picture.name})"]
     page = RESULTS / "README.md"
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"\nthe page: {page}")
+    print(f"\npage: {page}")
 
 
 def _about(content: dict[str, Any]) -> str:
@@ -61,7 +61,7 @@ def _number(value: float) -> str:
 
 
 def _plot(name: str, tables: dict[str, Any]) -> Path | None:
-    """Draw the ratios of all tables of a section as bars, with their spread; None where there are none."""
+    """Draw the ratios of all tables of a section as bars with their spread; return None if there are no ratios."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -83,7 +83,7 @@ def _plot(name: str, tables: dict[str, Any]) -> Path | None:
             [row["ratio_most"] - row["ratio"] for row in rows],
         ]
         colours = [
-            "#1b6ca8" if "lsmix" in name or "the whole stage" in name or "streamer" in name else "#9aa5b1"
+            "#1b6ca8" if "lsmix" in name or "disk to disk" in name or "PoolLoader" in name else "#9aa5b1"
             for name in names
         ]
         axis.barh(names, ratios, xerr=spread, color=colours, error_kw={"lw": 1, "ecolor": "#444"})

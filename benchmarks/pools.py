@@ -1,4 +1,4 @@
-"""Pools of made-up images, finished as the mix stage finishes them, for measuring what reads them."""
+"""Pools of synthetic images, complete like pools of the mix stage, for benchmarks of readers."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SHAPE = (32, 32, 3)
 
 
 def smooth_images(count: int, seed: int = 0) -> np.ndarray:
-    """Return smooth images with some noise, which pack about as photographs do, uint8 (count, 32, 32, 3)."""
+    """Return smooth images with some noise, about as compressible as photographs, uint8 (count, 32, 32, 3)."""
     draw = np.random.default_rng(seed)
     ends = draw.uniform(0, 255, (2, count, 1, 1, 3)).astype(np.float32)
     slope = np.linspace(0, 1, 32, dtype=np.float32)[None, :, None, None]
@@ -23,7 +23,7 @@ def smooth_images(count: int, seed: int = 0) -> np.ndarray:
 
 
 def make_pool(folder: Path, images: np.ndarray) -> None:
-    """Write a pool of one copy; image i is made of training image i alone, and its label is i modulo 10."""
+    """Write a pool of one copy; both sources of row i are training image i, and its label is i modulo 10."""
     names = tuple(str(label) for label in range(10))
     store = create_pool(
         folder, images_per_copy=len(images), copies=1, image_shape=SHAPE, class_names=names, method="ls-mix"

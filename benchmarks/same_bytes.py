@@ -1,8 +1,9 @@
-"""Make latents and pools in every way that there is, and compare the content digests with those of one undisturbed process.
+"""Make latents and pools in every supported way, and compare their content digests with an undisturbed run.
 
-``python -m benchmarks.same_bytes RECIPE --set data.path=…`` makes data set and flow once, then ``encode`` and ``mix``: in
-process, on two Dask workers, on two of which one is killed in mid-run, as a job array of three side by side, and in one
-process that is killed at random moments until it has been killed ten times. It prints a table and exits with 1 if any differs.
+``python -m benchmarks.same_bytes RECIPE --set data.path=…`` makes the data set and the flow once, then runs ``encode``
+and ``mix`` in process, on two Dask workers, on two Dask workers of which one is killed, as a job array of three tasks
+in parallel, and in one process that is killed ten times at random moments. It prints a line for each and exits with 1
+if any digest differs.
 """
 
 import argparse
@@ -27,11 +28,11 @@ _KILLS = 10
 
 
 def main() -> int:
-    """Run the command line; return 0 if all ways came to the same bytes."""
+    """Run the command line; return 0 if all ways gave the same bytes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="override a recipe field")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random kill times")
     options = parser.parse_args()
     words = [str(options.recipe), *(word for override in options.overrides for word in ("--set", override))]
     with tempfile.TemporaryDirectory(prefix="lsmix-same-") as folder:
@@ -44,16 +45,16 @@ def main() -> int:
             workspace = Path(shutil.copytree(base, Path(folder, "work")))
             begun = time.monotonic()
             note = way(words, workspace)
-            roots = _roots(workspace)
-            expected = expected or roots
-            same = roots == expected and len(roots) >= len(_STAGES)
+            digests = _digests(workspace)
+            expected = expected or digests
+            same = digests == expected and len(digests) >= len(_STAGES)
             differing += not same
             line = {
                 "way": name,
                 "seconds": round(time.monotonic() - begun, 1),
                 "note": note,
                 "same": same,
-                "roots": roots,
+                "content_digests": digests,
             }
             print(json.dumps(line), flush=True)
             shutil.rmtree(workspace)
@@ -113,7 +114,7 @@ def _killed(words: list[str], workspace: Path, moments: random.Random) -> str:
         run.wait()
         unfinished = [path for path in workspace.glob("*/*/work") if not path.with_name("manifest.json").exists()]
         in_work += bool(unfinished)
-        if not unfinished and len(_roots(workspace)) >= len(_STAGES):  # it was through already: begin anew
+        if not unfinished and len(_digests(workspace)) >= len(_STAGES):  # all stages were finished: start over
             for stage in _STAGES:
                 shutil.rmtree(workspace / stage)
     _lsmix("mix", words, workspace).wait()
@@ -126,7 +127,7 @@ def _lsmix(command: str, words: list[str], workspace: Path) -> "subprocess.Popen
 
 
 def _wait_for_record(run: "subprocess.Popen[bytes]", folder: Path) -> bool:
-    """Wait until a shard more is recorded below a folder; False if the run ends before."""
+    """Wait until another shard is recorded below a folder; return False if the run ends before."""
     before = _records(folder)
     while run.poll() is None:
         if _records(folder) - before:
@@ -140,7 +141,7 @@ def _records(folder: Path) -> set[Path]:
 
 
 def _children(process: int) -> list[int]:
-    """Return all processes below one, from what Linux tells."""
+    """Return all descendants of a process, as listed in /proc."""
     found, parents = [], [process]
     while parents:
         parent = parents.pop()
@@ -161,12 +162,12 @@ def _command_line(process: int) -> bytes:
         return b""
 
 
-def _roots(workspace: Path) -> dict[str, str]:
-    place = Workspace(workspace)
+def _digests(workspace: Path) -> dict[str, str]:
+    opened = Workspace(workspace)
     return {
         f"{stage} {manifest.name}": manifest.content_digest
         for stage in _STAGES
-        for _, manifest in place.manifests(stage)
+        for _, manifest in opened.manifests(stage)
     }
 
 

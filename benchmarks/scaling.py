@@ -1,4 +1,4 @@
-"""The cost model of docs/scaling.md against measurements: operations of the flow at three sizes, and bytes on the disk."""
+"""The cost model of docs/scaling.md against measurements: operations of the flow at three sizes, and bytes on disk."""
 
 import os
 import tempfile
@@ -12,9 +12,9 @@ from benchmarks.turns import measure, save
 
 
 class Size(NamedTuple):
-    """A flow for images of some size."""
+    """The image shape and the architecture of a flow."""
 
-    side: int  # pixels of an edge
+    side: int  # pixels per side
     channels: int
     levels: int
     steps: int
@@ -22,7 +22,7 @@ class Size(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of one image's way through the coupling networks and the 1×1 convolutions."""
+        """Floating-point operations of a pass of one image through the coupling networks and 1×1 convolutions."""
         total = 0
         for level in range(self.levels):
             channels, pixels = 4 * self.channels << level, (self.side >> (level + 1)) ** 2
@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
     @property
     def dim(self) -> int:
-        """Length of a latent vector."""
+        """The length of a latent vector."""
         return self.side * self.side * self.channels
 
 
@@ -55,13 +55,13 @@ def run() -> None:
     jobs = {name: _jobs(size) for name, size in _SIZES.items()}
     largest = list(_SIZES)[1]
     for job, passes in (("train", 3), ("encode", 1), ("decode", 1)):
-        title = f"{job}, all cores: operations done at three sizes"
+        title = f"{job}, all cores: operations per second at three sizes"
         work = {name: _flops(jobs[name][job], passes * size.flops) for name, size in _SIZES.items()}
         rows = measure(work, floor=largest, title=title, turns=3, unit="FLOP")
         tables[title] = {"floor": largest, "unit": "FLOP", "rows": rows}
-    tables["MFLOP an image and pass"] = {"figures": {name: size.flops / 1e6 for name, size in _SIZES.items()}}
+    tables["MFLOP per image and pass"] = {"figures": {name: size.flops / 1e6 for name, size in _SIZES.items()}}
     with tempfile.TemporaryDirectory() as temporary:
-        tables["bytes an image"] = {
+        tables["bytes per image"] = {
             "figures": {name: _bytes(Path(temporary, str(i)), size) for i, (name, size) in enumerate(_SIZES.items())}
         }
     save("scaling", tables)
@@ -82,7 +82,7 @@ def _jobs(size: Size) -> dict[str, Callable[[], int]]:
     frozen.eval()
     z = frozen.encode(images)
     if not (frozen.decode(z) == images).all():
-        raise RuntimeError("decode(encode(x)) differs from x: the measurement would be of something broken")
+        raise RuntimeError("decode(encode(x)) differs from x, so the measurement is invalid.")
 
     def train() -> int:
         trainer.step()
@@ -99,7 +99,7 @@ def _flops(job: Callable[[], int], image_flops: float) -> Callable[[], Any]:
 
 
 def _bytes(folder: Path, size: Size) -> dict[str, float]:
-    """Return the bytes an image takes as latent and as mix, by the model and on the disk, of 8,192 images."""
+    """Return the bytes per image of latents and pools, by the model and as stored, for 8,192 images."""
     from lsmix.data.latents import create_latents, write_latent_shard
     from lsmix.data.pool import create_pool, write_pool_shard
 

@@ -1,6 +1,6 @@
-"""What a hundred thousand shards cost that do next to nothing: handing them out on Dask, and reading their ledger.
+"""The overhead of a hundred thousand nearly empty shards: scheduling them on Dask, and reading their records.
 
-Nothing is written while they are handed out, so that all there is to measure is the scheduler's load.
+Nothing is written during scheduling, so that only the load of the scheduler is measured.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ from lsmix.data.artifact import FileRecord
 from lsmix.pipeline.engine.shards import ShardJob, ShardRecord
 
 _LOADS = (1000, 10_000, 100_000)  # shards
-_FILES_A_SHARD = 8  # as a pool has them, one a column
+_FILES_A_SHARD = 8  # as in a pool, one per column
 _NOWHERE = ShardJob(processor="", stage="tiny", name="tiny", config={}, inputs={}, device="cpu", folder="nowhere")
 
 
@@ -26,43 +26,43 @@ def run() -> None:
     save("scheduler", tables)
 
 
-def next_to_nothing(work: Any, shard: int) -> Any:
-    """Return a record such as a shard of a pool has, and write nothing."""
+def empty_shard(work: Any, shard: int) -> Any:
+    """Return a record like that of a pool's shard, but write nothing."""
     names = [f"column{i}/c/{shard}" for i in range(_FILES_A_SHARD)]
     files = [FileRecord(path=name, bytes=1, sha256="0" * 64, payload=True) for name in names]
     return ShardRecord(shard=shard, files=files, seconds=0.0, counts={"images": 1}, made_on="cpu")
 
 
 def hand_out(how: str, shards: int) -> dict[str, float]:
-    """Hand out tasks to two workers; return what it cost this process, which is client and scheduler in one."""
+    """Schedule tasks on two workers; return the cost for this process, which is both client and scheduler."""
     from lsmix.pipeline.engine import dask as on_dask
 
-    on_dask._attempt = next_to_nothing
-    heard: list[int] = []
+    on_dask._attempt = empty_shard
+    received: list[int] = []
     facts = {"shards": float(shards)}
     with on_dask.DaskExecutor(workers=2, device="cpu", say=lambda _: None) as executor:
-        executor.run(_NOWHERE, range(100), lambda record: None)  # starts the cluster, and warms it up
+        executor.run(_NOWHERE, range(100), lambda record: None)  # starts the cluster and warms it up
 
         def bounded() -> None:
-            executor.run(_NOWHERE, range(shards), lambda record: heard.append(record.shard))
+            executor.run(_NOWHERE, range(shards), lambda record: received.append(record.shard))
 
-        def at_once() -> None:
+        def all_together() -> None:
             from distributed import as_completed, get_client
 
-            tasks = get_client().map(lambda shard: next_to_nothing(None, shard), range(shards), pure=False)
-            heard.extend(record.shard for _, record in as_completed(tasks, with_results=True))
+            tasks = get_client().map(lambda shard: empty_shard(None, shard), range(shards), pure=False)
+            received.extend(record.shard for _, record in as_completed(tasks, with_results=True))
 
         begun, cpu = time.perf_counter(), time.process_time()
-        facts["peak_mb"] = peak_mb({"DaskExecutor": bounded, "client.map": at_once}[how])
+        facts["peak_mb"] = peak_mb({"DaskExecutor": bounded, "client.map": all_together}[how])
         facts["seconds"], facts["cpu_seconds"] = time.perf_counter() - begun, time.process_time() - cpu
         facts["shards_per_second"] = shards / facts["seconds"]
-        expect(sorted(heard), range(shards))
+        expect(sorted(received), range(shards))
     return facts
 
 
 def _load() -> dict[str, Any]:
     rows = {}
-    print("\nhanding out shards that do next to nothing, 2 workers; process of client and scheduler", flush=True)
+    print("\nscheduling nearly empty shards on 2 workers; cost of the client and scheduler process", flush=True)
     for shards in _LOADS:
         for how in ("DaskExecutor", "client.map"):
             (row,) = call_fresh("benchmarks.scheduler", [["hand_out", how, shards]])
@@ -72,12 +72,12 @@ def _load() -> dict[str, Any]:
 
 
 def _ledger(folder: Path) -> dict[str, Any]:
-    """Read a ledger of many records; all name the same files, so what is measured is reading and looking, not a disk."""
+    """Read many shard records; all name the same files, so that reading and checking is measured and not the disk."""
     import msgspec
 
     from lsmix.pipeline.engine.shards import finished_shards
 
-    print("\nthe ledger, read from the kernel's cache", flush=True)
+    print("\nshard records, read from the page cache", flush=True)
     rows, artifact = {}, folder / "ledger" / "artifact"
     ledger = artifact / "work" / "ledger"
     ledger.mkdir(parents=True)
@@ -96,6 +96,6 @@ def _ledger(folder: Path) -> dict[str, Any]:
             begun = time.perf_counter()
             expect(sorted(finished_shards(artifact)), range(shards))
             taken.append(time.perf_counter() - begun)
-        rows[f"{shards} records"] = {"seconds": sorted(taken)[1], "µs a record": sorted(taken)[1] / shards * 1e6}
+        rows[f"{shards} records"] = {"seconds": sorted(taken)[1], "µs per record": sorted(taken)[1] / shards * 1e6}
         print(f"  {shards:>7}  {rows[f'{shards} records']}", flush=True)
-    return {"reading the ledger": {"figures": rows}}
+    return {"reading shard records": {"figures": rows}}

@@ -1,6 +1,6 @@
-"""Sections of a measurement that cannot be repeated at will: each has a time limit, and none stops the others.
+"""Sections of an expensive measurement: each has a time limit, and a failure in one does not stop the others.
 
-A section adds figures one by one; each is written to ``results.json`` at once, so nothing that was measured is lost.
+Every number is written to ``results.json`` as soon as it is measured, so that none is lost.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ from typing import Any
 __all__ = ["Results", "card_name", "copy_to_out", "environment", "results_folder"]
 
 _ROOT = Path(__file__).resolve().parents[1]
-_LINES = 12  # of a traceback in the Markdown; the JSON file and the log have all of it
+_LINES = 12  # of a traceback in the Markdown; the JSON file and the log contain the full traceback
 
 
 class _OverBudgetError(Exception):
-    """A section has used up its time."""
+    """A section has exceeded its time limit."""
 
 
 class Results:
-    """The figures of several sections, written to a folder as they come.
+    """The measurements of several sections, written to a folder immediately.
 
     Args:
-        folder: gets results.json, README.md and log.txt; made if need be.
-        title: of the Markdown page.
-        about: versions, device and settings, for the top of the page.
-        sections: those of an earlier call to go on from.
+        folder: Folder for results.json, README.md and log.txt; created if necessary.
+        title: Title of the Markdown page.
+        about: Versions, device and settings, for the top of the page.
+        sections: Sections of an earlier call to continue from.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Results:
             log.write(f"{text}\n")
 
     def add(self, what: str, measured: float, unit: str, predicted: float | None = None, **details: Any) -> None:
-        """Add a figure to the section that is being measured."""
+        """Add a measurement to the current section."""
         row = {"what": what, "measured": measured, "unit": unit, "predicted": predicted, "details": details}
         self._open["rows"].append(row)
         expected = "" if predicted is None else f" (predicted {_number(predicted)})"
@@ -61,9 +61,9 @@ class Results:
         self.write()
 
     def section(self, name: str, work: Callable[[], None], *, seconds: float) -> bool:
-        """Measure a section for at most so many seconds; return whether it came to its end.
+        """Measure a section for at most ``seconds``; return whether it finished.
 
-        A failure is recorded with its traceback, and warnings with their text.
+        Failures are recorded with their traceback, warnings with their text.
         """
         self.info(f"\n{name}")
         self._open = self.sections[name] = {
@@ -78,16 +78,16 @@ class Results:
             warnings.simplefilter("default")
             try:
                 if seconds <= 0:
-                    raise _OverBudgetError  # noqa: TRY301 - the same answer as to a limit that is reached later
+                    raise _OverBudgetError  # noqa: TRY301 - handled like a limit that is reached later
                 with _time_limit(seconds):
                     work()
                 self._open["status"] = "done"
             except _OverBudgetError:
-                self._open["status"] = f"cut after {max(seconds, 0):.0f} s: over its time budget"
-            except Exception:  # noqa: BLE001 - whatever fails is recorded, and the other sections go on
+                self._open["status"] = f"stopped after {max(seconds, 0):.0f} s: time limit reached"
+            except Exception:  # noqa: BLE001 - every failure is recorded, and the other sections continue
                 self._open["status"] = "failed"
                 self._open["traceback"] = traceback.format_exc()
-            except BaseException:  # an interrupt: nobody measures on, and the section is not a result
+            except BaseException:  # an interrupt ends the measurement, and the section is not a result
                 self._open["status"] = "interrupted"
                 raise
             finally:
@@ -137,7 +137,7 @@ def _number(value: Any) -> str:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _OverBudgetError inside the block once its time is over, at the next Python instruction."""
+    """Raise _OverBudgetError inside the block at the first Python instruction after ``seconds``."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _OverBudgetError
@@ -152,7 +152,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Return what a page of results says about the machine and its software."""
+    """Return the machine and software versions for a page of results."""
     import torch
 
     from lsmix.pipeline.engine.device import describe_environment
@@ -166,7 +166,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def card_name(device: str) -> str:
-    """Return a short name of the card for a folder, such as "h100"."""
+    """Return a short name of the GPU for folder names, such as "h100"."""
     from lsmix.pipeline.engine.device import device_name
 
     if device == "cpu":
@@ -176,12 +176,12 @@ def card_name(device: str) -> str:
 
 
 def results_folder(date: str, card: str, suffix: str = "") -> Path:
-    """Return the folder below results/ for a measurement of a date, as YYYY-MM-DD, on a card."""
+    """Return the folder below results/ for a measurement on a date (YYYY-MM-DD) and a GPU."""
     return _ROOT / "results" / f"{date}-{card}{suffix}"
 
 
 def copy_to_out(folder: Path, name: str) -> None:
-    """Copy a folder below the one that the environment variable OUT names, where it is set: some machines return only that."""
+    """Copy a folder into the folder named by the environment variable OUT, if set; some machines return only that."""
     out = os.environ.get("OUT")
     if out and Path(out).is_dir():
         target = Path(out) / name

@@ -1,7 +1,8 @@
-"""``python -m benchmarks sheets``: all of CIFAR-10 as lossless WebP sheets, for a machine that takes 64 MiB at a time.
+"""``python -m benchmarks sheets``: CIFAR-10 as lossless WebP sheets, for machines that accept at most 64 MiB at a time.
 
-``pack BATCHES PARTS`` writes PARTS/part1 (three training batches) and PARTS/part2 (two, and the test batch), some 45 and
-50 MB, from the published binary batches. ``unpack PARTS BATCHES`` restores those, and compares their checksums.
+``pack BATCHES PARTS`` converts the published binary batches to PARTS/part1 (three training batches, about 45 MB) and
+PARTS/part2 (two training batches and the test batch, about 50 MB). ``unpack PARTS BATCHES`` restores the binary batches
+and compares their checksums.
 """
 
 import argparse
@@ -20,14 +21,14 @@ _PARTS = {
     "part2": ("data_batch_4", "data_batch_5", "test_batch"),
 }
 _META = "batches.meta.txt"
-_COLUMNS, _SIDE = 50, 32  # images side by side, and pixels of an edge
+_COLUMNS, _SIDE = 50, 32  # images per row of a sheet, and pixels per side of an image
 _IMAGE = 3 * _SIDE * _SIDE  # bytes
 
 BATCHES = (*(f"{name}.bin" for names in _PARTS.values() for name in names), _META)  # the published files
 
 
 def pack(batches: Path, parts: Path) -> None:
-    """Write the sheets of a folder with the published binary batches, and their labels and checksums."""
+    """Write the published binary batches in a folder as sheets, with their labels and checksums."""
     for part, names in _PARTS.items():
         folder = parts / part
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,23 +48,23 @@ def pack(batches: Path, parts: Path) -> None:
 
 
 def unpack(parts: Path, batches: Path) -> None:
-    """Write the published binary batches again from the sheets of those parts that are there.
+    """Restore the published binary batches from the sheets of all parts found.
 
     Raises:
-        SystemExit: a sheet does not give the bytes that were packed.
+        SystemExit: A restored batch differs from the packed one.
     """
     batches.mkdir(parents=True, exist_ok=True)
     for path in sorted(parts.rglob("*.webp")):
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         labels = np.array(record["labels"], np.uint8)
-        with Image.open(path) as image:  # 200 rows of 32 pixels: below the size that Pillow warns of
+        with Image.open(path) as image:  # 200 rows of 32 pixels, below the size for which Pillow warns
             sheet = np.asarray(image.convert("RGB"))
         tiles = sheet.reshape(-1, _SIDE, _COLUMNS, _SIDE, 3).transpose(0, 2, 1, 3, 4)
         images = tiles.reshape(-1, _SIDE, _SIDE, 3)[: len(labels)]
         planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         content = np.concatenate([labels[:, None], planes], axis=1).tobytes()
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
-            sys.exit(f"{str(path)!r} does not give the images that were packed. Copy it again.")
+            sys.exit(f"{str(path)!r} is damaged: it does not contain the packed images. Copy it again.")
         (batches / f"{path.stem}.bin").write_bytes(content)
     for meta in parts.rglob(_META):
         (batches / _META).write_bytes(meta.read_bytes())

@@ -1,4 +1,4 @@
-"""Starting: the command line's help, a fully cached run, and the import, against an interpreter that does nothing."""
+"""Start-up time of ``lsmix --help``, a fully cached run, and the import, against a bare interpreter."""
 
 import json
 import shutil
@@ -40,10 +40,10 @@ pool = "lsmix"
 
 
 def run() -> None:
-    """Measure and save; "per second" are starts."""
+    """Measure starts per second and save."""
     lsmix = shutil.which("lsmix", path=str(Path(sys.executable).parent))
     if lsmix is None:
-        raise RuntimeError("the command 'lsmix' is not installed beside this interpreter")
+        raise RuntimeError("The command 'lsmix' is not installed next to this Python interpreter.")
     with tempfile.TemporaryDirectory() as temporary:
         recipe = Path(temporary, "start.toml")
         recipe.write_text(_RECIPE, encoding="utf-8")
@@ -57,13 +57,13 @@ def run() -> None:
             "a fully cached lsmix run": cached,
             "python -c 'import torch'": [sys.executable, "-c", "import torch"],
         }
-        title = "starting, one process after the other"
+        title = "starting, one process after another"
         rows = measure(
             {name: _start(line) for name, line in words.items()}, floor=_NOTHING, title=title, turns=10, unit="starts"
         )
         _check(cached)
     tables: dict[str, Any] = {title: {"floor": _NOTHING, "unit": "starts", "rows": rows}}
-    tables["seconds a start"] = {"figures": {name: 1 / row["per_second"] for name, row in rows.items()}}
+    tables["seconds per start"] = {"figures": {name: 1 / row["per_second"] for name, row in rows.items()}}
     save("start", tables)
 
 
@@ -76,7 +76,7 @@ def _start(words: list[str]) -> Callable[[], int]:
 
 
 def _check(cached: list[str]) -> None:
-    shown = subprocess.run([*cached, "--json"], check=True, capture_output=True, text=True).stdout
-    made = [item["name"] for item in json.loads(shown)["content"]["artifacts"] if not item["cached"]]
-    if made:
-        raise RuntimeError(f"the cached run made {made}: it was not cached")
+    output = subprocess.run([*cached, "--json"], check=True, capture_output=True, text=True).stdout
+    built = [item["name"] for item in json.loads(output)["content"]["artifacts"] if not item["cached"]]
+    if built:
+        raise RuntimeError(f"The cached run rebuilt {built}, so it was not fully cached.")

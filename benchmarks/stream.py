@@ -1,4 +1,4 @@
-"""A shuffled epoch of a pool: ours against the floors and against other loaders; warm, cold, first batch, memory, disk."""
+"""A shuffled epoch of a pool: lsmix against floors and other loaders: warm, cold, first batch, memory, disk."""
 
 import os
 import subprocess
@@ -17,8 +17,8 @@ from benchmarks.pools import SHAPE, make_pool, smooth_images
 from benchmarks.turns import Scores, measure, save
 from lsmix.data.pool import create_pool, write_pool_shard
 
-_IMAGES = 50_000  # as CIFAR-10 has
-_FEW = 10_000  # for loaders that take seconds for as many
+_IMAGES = 50_000  # like CIFAR-10
+_FEW = 10_000  # for loaders that need seconds for so many images
 _FLOOR = "random rows of a memory map"
 _PEERS = ("webdataset", "mosaicml-streaming", "litdata", "HF datasets")
 _FIRST = """
@@ -57,7 +57,7 @@ def _epochs(
     floor: str,
     turns: int,
 ) -> None:
-    """Measure epochs, after a look that all of them see the same images."""
+    """Measure epochs, and check that all loaders saw the same images."""
     spawned = {
         name: ("benchmarks.loaders:loader_jobs", kind, str(path), options)
         for name, (kind, path, options) in builders.items()
@@ -66,7 +66,7 @@ def _epochs(
         table = measure({name: it.job("epoch") for name, it in running.items()}, floor=floor, title=title, turns=turns)
         sums = {name: it.call("sums") for name, it in running.items()}
     if len(set(sums.values())) != 1:
-        raise RuntimeError(f"the loaders did not go over the same images: {sums}")
+        raise RuntimeError(f"The loaders did not yield the same images: {sums}")
     tables[title] = {"floor": floor, "unit": "images", "rows": table}
 
 
@@ -77,8 +77,8 @@ def _one_thread(tables: dict[str, Any], folder: Path) -> None:
         "sequential read": ("sequential read", array, {}),
         _FLOOR: ("random rows", array, {}),
         "lsmix, no thread": ("lsmix", pool, alone),
-        "lsmix, no thread, opened anew, CRC of all": ("lsmix", pool, {**alone, "anew": True}),
-        "lsmix, no thread, opened anew, no CRC": ("lsmix", pool, {**alone, "anew": True, "check_crc": False}),
+        "lsmix, no thread, reopened, CRC of all": ("lsmix", pool, {**alone, "reopen": True}),
+        "lsmix, no thread, reopened, no CRC": ("lsmix", pool, {**alone, "reopen": True, "check_crc": False}),
         "DataLoader with __getitems__": ("map-style DataLoader", array, {"by_batch": True}),
         "DataLoader, image by image": ("map-style DataLoader", array, {"by_batch": False}),
     }
@@ -101,7 +101,7 @@ def _peers(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
         write(name, folder / f"few {name}", images)
         seconds = time.perf_counter() - begun
         stored = sum(path.stat().st_size for path in (folder / f"few {name}").rglob("*") if path.is_file())
-        sizes[name] = {"bytes an image": stored / len(images), "seconds to write": seconds}
+        sizes[name] = {"bytes per image": stored / len(images), "seconds to write": seconds}
     builders: dict[str, tuple[str, Path, dict[str, Any]]] = {
         _FLOOR: ("random rows", folder / "few array", {"passes": 20}),
         "lsmix": ("lsmix", folder / "few lsmix", {"passes": 20}),
@@ -109,11 +109,11 @@ def _peers(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
     }
     builders |= {name: (name, folder / f"few {name}", {}) for name in _PEERS}
     _epochs(tables, f"{len(images)} images, other loaders, warm", builders, floor="lsmix", turns=3)
-    tables["on the disk"] = {"figures": sizes}
+    tables["on disk"] = {"figures": sizes}
 
 
 def _cold(tables: dict[str, Any], folder: Path) -> None:
-    """Measure with the pages of the files dropped from the kernel's cache before each turn, where it lets us."""
+    """Measure with the files dropped from the page cache before each turn, as far as the kernel allows."""
 
     def cold(work: Callable[[], Scores]) -> Callable[[], Scores]:
         def run() -> Scores:
@@ -131,7 +131,7 @@ def _cold(tables: dict[str, Any], folder: Path) -> None:
         _FLOOR: ("benchmarks.stream:cold_jobs", "random rows", str(folder / "array")),
         "lsmix": ("benchmarks.stream:cold_jobs", "lsmix", str(folder / "lsmix")),
     }
-    title = f"{_IMAGES} images, cold cache, opened anew"
+    title = f"{_IMAGES} images, cold cache, reopened"
     with contenders(builders) as running:
         work = {name: cold(it.job("epoch")) for name, it in running.items()}
         rows = measure(work, floor=_FLOOR, title=title, turns=3)
@@ -139,14 +139,14 @@ def _cold(tables: dict[str, Any], folder: Path) -> None:
 
 
 def cold_jobs(name: str, folder: str) -> dict[str, Callable[[], Any]]:
-    """Return an epoch that opens everything anew, so that no map holds pages in the cache."""
+    """Return a job for an epoch that opens all files first, so that no memory map keeps pages in the cache."""
     from benchmarks.loaders import loader_jobs
 
     return {"epoch": lambda: loader_jobs(name, folder, {})["epoch"]()}
 
 
 def _writing(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
-    """Measure writing one shard of a pool, 25 MB, flushed, hashed and in place, against an array's bytes alone."""
+    """Measure writing one shard of a pool (25 MB, flushed, hashed, renamed) against writing only an array's bytes."""
     create_pool(
         folder / "written",
         images_per_copy=len(images),
@@ -192,5 +192,5 @@ def _first_batch_and_memory(folder: Path) -> dict[str, float]:
         figures[f"first batch of {count} images, ms"] = 1000 * sorted(took)[2]
         with contenders({"lsmix": ("benchmarks.loaders:loader_jobs", "lsmix", str(pool), {})}) as running:
             figures[f"memory of an epoch of {count} images, MiB"] = running["lsmix"].call("memory")
-    print(f"\nopening a pool to its first batch, and memory\n  {figures}")
+    print(f"\ntime from opening a pool to its first batch, and memory\n  {figures}")
     return figures

@@ -1,4 +1,4 @@
-"""A classifier fed by the streamer against the same classifier fed from memory, and what either costs without one."""
+"""Training epochs of a classifier fed by the pool loader, against the same classifier fed from memory."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from benchmarks.turns import Scores, measure, save
 
 _IMAGES = 2048
 _BATCH = 128
-_WIDTH = 16  # of CNN-13: a narrow, fast classifier, so that it waits for its images rather than they for it
+_WIDTH = 16  # of CNN-13: narrow and fast, so that the classifier waits for images rather than the loader for it
 
 
 def run() -> None:
@@ -48,7 +48,7 @@ def _jobs(pool: Path, images: np.ndarray, device: str) -> dict[str, Callable[[],
     labels = np.arange(len(images)) % 10
     sources = {
         "fed from memory": ArrayLoader(images, labels, _BATCH),
-        "fed by the streamer": PoolLoader(open_pool(pool), _BATCH),
+        "fed by PoolLoader": PoolLoader(open_pool(pool), _BATCH),
     }
 
     def job(loader: Any) -> Callable[[], Scores]:
@@ -62,7 +62,7 @@ def _jobs(pool: Path, images: np.ndarray, device: str) -> dict[str, Callable[[],
             seconds = time.perf_counter() - begun
             seen = loader.state_dict()["position"]
             if seen != _IMAGES:
-                raise RuntimeError(f"an epoch of {_IMAGES} images saw {seen}")
+                raise RuntimeError(f"Expected an epoch of {_IMAGES} images, got {seen}.")
             return Scores(seen, seconds)
 
         return epoch

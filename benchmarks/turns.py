@@ -1,4 +1,4 @@
-"""Taking turns: every contender once a turn, ratios within the turn, medians over the turns."""
+"""Measurements in turns: every contender runs once per turn; ratios are taken within a turn, medians over the turns."""
 
 import json
 import platform
@@ -13,12 +13,12 @@ __all__ = ["RESULTS", "Scores", "Table", "expect", "measure", "save"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-# By contender: per_second, least, most, ratio, ratio_least, ratio_most; and rates, items per second of each turn.
+# Contender -> per_second, least, most, ratio, ratio_least, ratio_most, and rates (items per second of each turn).
 Table = dict[str, dict[str, Any]]
 
 
 class Scores(NamedTuple):
-    """What a contender did in one turn."""
+    """The result of a contender in one turn."""
 
     items: float
     seconds: float
@@ -32,10 +32,10 @@ def measure(
     turns: int = 5,
     unit: str = "images",
 ) -> Table:
-    """Run every contender once a turn; return items per second and the ratio to ``floor``, each with its spread.
+    """Run every contender once per turn; return items per second and the ratio to ``floor``, each with its spread.
 
-    A contender does its work and returns how many items it handled, and the seconds if it took the time itself. The first
-    turn warms up and does not count.
+    A contender returns the number of items that it processed, or ``Scores`` if it measured the time itself. The first
+    turn is a warm-up and does not count.
     """
     print(f"\n{title}", flush=True)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -67,19 +67,19 @@ def measure(
 
 
 def expect(got: Sequence[int], wanted: Sequence[int]) -> None:
-    """Raise unless a contender did what it was to do."""
+    """Raise unless a contender made all shards."""
     if list(got) != list(wanted):
-        raise RuntimeError(f"{len(got)} of {len(wanted)} shards were made: the measurement would be of something else")
+        raise RuntimeError(f"Only {len(got)} of {len(wanted)} shards were made, so the measurement is invalid.")
 
 
 def save(name: str, tables: Mapping[str, Any], **facts: Any) -> None:
-    """Write what was measured, with date and machine, to ``benchmarks/results/NAME.json``.
+    """Write measurements, with date and machine, to ``benchmarks/results/NAME.json``.
 
     Args:
-        name: of the section.
-        tables: by title: ``floor`` (the contender that ratios refer to), ``unit`` and ``rows`` (a ``Table``); or any
-            other figures under "figures".
-        facts: sizes and settings.
+        name: Name of the section.
+        tables: Title -> ``floor`` (the contender that ratios refer to), ``unit`` and ``rows`` (a ``Table``), or other
+            numbers under ``figures``.
+        facts: Sizes and settings.
     """
     from lsmix.pipeline.engine.device import describe_environment
 

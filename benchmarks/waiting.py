@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other: training steps by each setting, on a machine that is idle and on one that is not."""
+"""Training steps under different OpenMP wait settings, on an idle and on a busy machine."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ _SETTINGS = {
     "spins 1,000 times": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
-_SECONDS = 1.5  # of steps a turn; two steps at least
+_SECONDS = 1.5  # per turn
 
 
 def run() -> None:
-    """Measure and save; beside no other busy process, beside one, and beside one for each core."""
+    """Measure and save, with no other busy process, with one, and with one per core."""
     cores = os.cpu_count() or 1
     tables: dict[str, Any] = {}
     for job in ("flow", "narrow", "wide"):
@@ -34,7 +34,7 @@ def run() -> None:
                 stack.callback(contender.close)
                 works[name] = contender.job(job)
             for others in sorted({0, 1, cores}):
-                title = f"{_TITLES[job]}, {cores} threads, busy processes beside: {others}"
+                title = f"{_TITLES[job]}, {cores} threads, {others} other busy processes"
                 with _busy(others):
                     rows = measure(works, floor="OpenMP's default", title=title, turns=7, unit="steps")
                 tables[title] = {"floor": "OpenMP's default", "unit": "steps", "rows": rows}
@@ -49,7 +49,7 @@ _TITLES = {
 
 
 def steps() -> dict[str, Callable[[], Any]]:
-    """Return the jobs: each trains for a while and returns how many steps it did."""
+    """Return the jobs; each trains for a while and returns its number of steps."""
     from lsmix.classifiers.config import ClassifierTraining
     from lsmix.classifiers.training import ClassifierTrainer
     from lsmix.data.loaders.array_loader import ArrayLoader

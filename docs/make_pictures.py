@@ -1,7 +1,7 @@
-"""Draw the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
+"""Draw the images of the documentation: python docs/make_pictures.py [WORKSPACE].
 
-Every picture is made by lsmix itself from the digits that come with it, so the pictures can be made again.
-It trains the demo's flow, one to three minutes on a core, unless the workspace (``runs``) has it.
+All images are drawn by lsmix from the digits that come with it. This trains the flow of the demo recipe, in one to
+three minutes on a core, unless the workspace (default ``runs``) already contains it.
 """
 
 import sys
@@ -25,19 +25,19 @@ from lsmix.pipeline.views.images import image_grid, png_bytes
 __all__ = ["DRAWN_BY_FIGURE", "FOLDER", "main", "order_picture"]
 
 FOLDER: Final = Path(__file__).resolve().parent / "pictures"
-# File name → figure of lsmix, and pairs that it shows.
+# File name -> (figure of lsmix, number of pairs).
 DRAWN_BY_FIGURE: Final = {
     "one-mix.png": ("fig1", 3),
     "growing.png": ("fig4", 4),
     "zeros.png": ("fig3", 3),
     "methods.png": ("appendix-e", 4),
 }
-_FIRST: Final = (86, 98, 122)  # what is left of x₁
-_SECOND: Final = (255, 170, 60)  # what x₂ has taken
+_FIRST: Final = (86, 98, 122)  # colour of the region that remains of x₁
+_SECOND: Final = (255, 170, 60)  # colour of the region that x₂ replaces
 
 
 def order_picture() -> bytes:
-    """Return the regions that the second image takes at λ = 1/16 … 16/16, as PNG."""
+    """Return the regions that come from the second image at λ = 1/16, 3/16, …, 15/16, as PNG."""
     config = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
     taken = [n * config.height * config.width * config.channels // 16 for n in range(1, 17, 2)]
     picture = image_grid(
@@ -51,7 +51,7 @@ def order_picture() -> bytes:
 
 
 def _painted(second: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return a region, bool (H, W), in two colours with the borders of its 8×8 cells, uint8 (H, W, 3)."""
+    """Draw a region, bool (H, W), in two colours with darker borders between its 8×8 cells, uint8 (H, W, 3)."""
     image = np.where(second[..., None], np.uint8(_SECOND), np.uint8(_FIRST))
     image[::8] = image[::8] // 4 * 3
     image[:, ::8] = image[:, ::8] // 4 * 3
@@ -59,7 +59,7 @@ def _painted(second: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def main(workspace: Path | str = "runs") -> None:
-    """Write all pictures."""
+    """Write all images."""
     FOLDER.mkdir(exist_ok=True)
     write_atomic(FOLDER / "order.png", order_picture())
     made = run(recipe_path("demo"), workspace=workspace, stage="encode", device="cpu")
@@ -67,7 +67,7 @@ def main(workspace: Path | str = "runs") -> None:
     latents, dataset = open_latents(made["encode"].folder), open_dataset(made["ingest"].folder)
     for name, (drawn, pairs) in DRAWN_BY_FIGURE.items():
         shown = draw_figure(drawn, flow, latents, dataset, pairs=pairs)
-        write_atomic(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
+        write_atomic(FOLDER / name, figure_png(shown, width=560))  # narrow enough to read the titles on a phone
         sys.stdout.write(f"{name}: {shown.caption} {shown.decode_failed} of {shown.decoded} images failed to decode.\n")
 
 

@@ -1,6 +1,6 @@
 """Execute docs/tutorial.ipynb and write its outputs into it: python docs/make_tutorial.py.
 
-Only outputs change. Times, counters and the kernel's version are left out, so that a diff shows what is new.
+Times, counters and the kernel version are removed, so that a diff shows only real changes.
 """
 
 import tempfile
@@ -16,10 +16,10 @@ NOTEBOOK: Final = Path(__file__).resolve().parent / "tutorial.ipynb"
 
 
 def executed(folder: Path | str) -> Any:
-    """Return the notebook as it is after being executed in a folder, which it fills with its files.
+    """Execute the notebook with ``folder`` as the working directory, and return it with its outputs.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell raised; the message shows where.
+        nbclient.exceptions.CellExecutionError: A cell raised an exception.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     place = {"metadata": {"path": str(folder)}}
@@ -37,7 +37,7 @@ def executed(folder: Path | str) -> Any:
 
 
 def main() -> None:
-    """Execute and write the notebook."""
+    """Execute the notebook and write it with its outputs."""
     with tempfile.TemporaryDirectory() as folder:
         nbformat.write(executed(folder), NOTEBOOK)
 

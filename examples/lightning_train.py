@@ -1,6 +1,6 @@
-"""Train a small network on a pool with Lightning, on as many GPUs as there are: python lightning_train.py POOL --epochs 30.
+"""Train a small network on a pool with Lightning, on all available GPUs: python lightning_train.py POOL --epochs 30.
 
-Each rank takes its own part of every epoch, so Lightning must not wrap the loader in a sampler of its own.
+The loader gives each rank its own part of every epoch, so Lightning must not add a distributed sampler.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class Classifier(lightning.LightningModule):
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes)),
         )
 
-    def train_dataloader(self):  # called in each rank, whose part the loader takes
+    def train_dataloader(self):  # called in each rank; the loader selects the part of that rank
         self.loader = lsmix.PoolLoader(args.pool, args.batch_size, copies="cycle", epoch=self.current_epoch)
         return self.loader
 
@@ -47,9 +47,9 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def on_train_epoch_end(self):
-        pace = len(self.losses) * args.batch_size * self.trainer.world_size / (time.perf_counter() - self.started)
+        rate = len(self.losses) * args.batch_size * self.trainer.world_size / (time.perf_counter() - self.started)
         loss = sum(self.losses) / len(self.losses)
-        self.print(f"epoch {self.current_epoch + 1}: loss {loss:.4f}, {pace:,.0f} images/s")
+        self.print(f"epoch {self.current_epoch + 1}: loss {loss:.4f}, {rate:,.0f} images/s")
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)

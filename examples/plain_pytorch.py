@@ -1,6 +1,6 @@
-"""Train a small network on a pool with PyTorch alone; run it again to go on, also in the middle of an epoch.
+"""Train a small network on a pool with only PyTorch; run it again to resume, even in the middle of an epoch.
 
-python plain_pytorch.py POOL --test TEST.npz --epochs 30; the archive holds images, uint8 (N, H, W, C), and labels (N,).
+python plain_pytorch.py POOL --test TEST.npz --epochs 30; TEST.npz contains images, uint8 (N, H, W, C), and labels (N,).
 """
 
 import argparse
@@ -20,16 +20,16 @@ parser.add_argument("pool", help="folder or URL")
 parser.add_argument("--test", type=Path)
 parser.add_argument("--epochs", type=int, default=30)
 parser.add_argument("--batch-size", type=int, default=128)
-parser.add_argument("--state", type=Path, default=Path("state.pt"), help="file to go on from")
-parser.add_argument("--stop-after", type=int, help="end this session after so many batches")
+parser.add_argument("--state", type=Path, default=Path("state.pt"), help="checkpoint to write and to resume from")
+parser.add_argument("--stop-after", type=int, help="end this session after this number of batches")
 args = parser.parse_args()
 torch.manual_seed(0)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pool = lsmix.open_pool(args.pool)
 loader = lsmix.PoolLoader(pool, args.batch_size, labels="soft", copies="cycle")  # another copy in each epoch
 layers, sizes = [], (pool.image_shape[2], 64, 128, 256)
-for near, far in itertools.pairwise(sizes):
-    layers += [nn.Conv2d(near, far, 3, 2, 1, bias=False), nn.BatchNorm2d(far), nn.ReLU()]
+for inputs, outputs in itertools.pairwise(sizes):
+    layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(pool.class_names))).to(device)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 parts = {"model": model, "optimizer": optimizer, "loader": loader}
@@ -48,8 +48,8 @@ for epoch in range(loader.epoch, args.epochs)[: 1 if args.stop_after else None]:
         loss = cross_entropy(model.train()(x), target.to(device))
         optimizer.zero_grad(), loss.backward(), optimizer.step()
         losses.append(loss.item())
-    pace = len(losses) * args.batch_size / (time.perf_counter() - started)
-    print(f"epoch {epoch + 1}:", f"loss {np.mean(losses):.4f}, {pace:,.0f} images/s" if losses else "done")
+    rate = len(losses) * args.batch_size / (time.perf_counter() - started)
+    print(f"epoch {epoch + 1}:", f"loss {np.mean(losses):.4f}, {rate:,.0f} images/s" if losses else "done")
     states = {name: part.state_dict() for name, part in parts.items()}
     torch.save({"random": torch.get_rng_state(), **states}, args.state)
 if args.test:

@@ -1,6 +1,6 @@
 """Train any timm model on a pool: python timm_train.py POOL --model resnet18 --epochs 30.
 
-The mixes are in the pool already, so timm's own MixUp and CutMix stay off; it takes the soft labels as they come.
+The images in the pool are already mixed, so timm's own MixUp and CutMix stay off; the loss uses the pool's soft labels.
 """
 
 import argparse
@@ -20,8 +20,8 @@ parser.add_argument("pool", help="folder or URL")
 parser.add_argument("--model", default="resnet18")
 parser.add_argument("--epochs", type=int, default=30)
 parser.add_argument("--batch-size", type=int, default=128)
-parser.add_argument("--size", type=int, default=64, help="pixels a side that the model sees")
-parser.add_argument("--weights", default="model.pt", help="where to write the trained weights")
+parser.add_argument("--size", type=int, default=64, help="height and width of the model's input in pixels")
+parser.add_argument("--weights", default="model.pt", help="file for the trained weights")
 args = parser.parse_args()
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +45,6 @@ for epoch in range(args.epochs):
         optimizer.step()
         losses.append(loss.item())
     scheduler.step(epoch + 1)
-    pace = len(losses) * args.batch_size / (time.perf_counter() - started)
-    print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.4f}, {pace:,.0f} images/s")
+    rate = len(losses) * args.batch_size / (time.perf_counter() - started)
+    print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.4f}, {rate:,.0f} images/s")
 torch.save(model.state_dict(), args.weights)

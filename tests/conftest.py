@@ -1,7 +1,7 @@
-"""What all tests share: one thread for the numerics, the real images, GPU tests, and how Hypothesis searches.
+"""Shared fixtures and settings: one thread per process, GPU tests, real images, Hypothesis, and finished workspaces.
 
-Threads are set by the environment, before anything imports torch, so that subprocesses and Dask workers
-have them too and tests without torch never load it.
+The number of threads is set in the environment before torch is imported, so that it also applies to subprocesses and
+Dask workers, and tests that do not need torch never load it.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import factory
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Two test processes with two threads each on two cores take four times as long as with one thread each.
+# On two cores, two test processes with two threads each take four times as long as with one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Times mean nothing on a busy machine. On CI the examples are the same each time, so that a red run can be repeated.
+# No deadline, because busy machines are slow. On CI the examples are deterministic, so that failures can be reproduced.
 settings.register_profile(
     "lsmix",
     deadline=None,
@@ -32,20 +32,20 @@ settings.load_profile("lsmix")
 
 @pytest.fixture(autouse=True, scope="session")
 def no_flush() -> Iterator[None]:
-    """Leave flushing to the kernel: no test cuts the power, and each flush waits for the disk."""
+    """Replace fsync, which waits for the disk and matters only for power failures; no test simulates one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", os.fstat)  # which fails, too, if the file is closed
+        patch.setattr(os, "fsync", os.fstat)  # also fails for a closed file
         yield
 
 
 @pytest.fixture(autouse=True)
 def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let commands print whole lines, as into a pipe: pytest-xdist tells its workers the width of the terminal."""
+    """Unset COLUMNS, which pytest-xdist sets in its workers, so that commands print complete lines as into a pipe."""
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that are marked with ``gpu`` where there is no CUDA device."""
+    """Skip tests marked ``gpu`` if there is no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -53,19 +53,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for item in marked:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture
 def waits_fail() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Return what lets anything that waits for the CUDA device, but for events, raise inside a block."""
+    """Return a context manager inside which every synchronization with the CUDA device, except by events, raises."""
 
     @contextlib.contextmanager
     def block() -> Iterator[None]:
         import torch
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that this mode of torch is a prototype
+            warnings.simplefilter("ignore")  # torch warns that this mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
         try:
             yield
@@ -77,16 +77,16 @@ def waits_fail() -> Callable[[], contextlib.AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Return the folder of real images, or skip: they are no part of the repository."""
+    """Return the folder of real images, which are not in the repository; skip the test without them."""
     named = os.environ.get("LSMIX_SHARED_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no real images at {str(folder)!r}; name their folder in LSMIX_SHARED_DATA")
+        pytest.skip(f"no real images in {str(folder)!r}; set LSMIX_SHARED_DATA to their folder")
     return folder
 
 
 class CommandResult(NamedTuple):
-    """How a command ended, and what it printed."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -94,7 +94,7 @@ class CommandResult(NamedTuple):
 
 
 def finished(recipe: Path, folder: Path) -> Path:
-    """Bring everything in a recipe up to date in a new workspace in the folder, and return that."""
+    """Run a recipe in a new workspace below ``folder``, and return the workspace."""
     from lsmix.pipeline.api import run
 
     run(recipe, workspace=folder / "runs", device="cpu")
@@ -103,7 +103,7 @@ def finished(recipe: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a recipe that runs the whole pipeline on digits in a few seconds; never change the file."""
+    """Return a recipe that runs all stages on digits in a few seconds. Do not modify the file."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text(factory.TINY_RECIPE, encoding="utf-8")
     return path
@@ -111,25 +111,25 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def methods_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a workspace for recipes that begin with ``factory.METHODS_RECIPE``, so that they share the flow and latents."""
+    """Return a workspace for recipes that start with ``factory.METHODS_RECIPE`` and so share flow and latents."""
     return tmp_path_factory.mktemp("methods") / "runs"
 
 
 @pytest.fixture(scope="session")
 def finished_workspace(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the workspace of the tiny recipe with everything up to date; never change what is in it."""
+    """Return the workspace of the tiny recipe with all artifacts up to date. Do not modify it."""
     return finished(tiny_recipe, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
 def tiny_workspace(finished_workspace: Path, tmp_path: Path) -> Path:
-    """Return a copy of the finished workspace, to be changed at will."""
+    """Return a modifiable copy of the finished workspace of the tiny recipe."""
     return Path(shutil.copytree(finished_workspace, tmp_path / "runs"))
 
 
 @pytest.fixture(scope="session")
 def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a recipe for 16 images in two shards, each stage in a tenth of a second; never change its files."""
+    """Return a recipe for 16 images in two shards, with stages of a tenth of a second. Do not modify its files."""
     import numpy as np
 
     folder = tmp_path_factory.mktemp("small")
@@ -140,19 +140,19 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_finished(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the small recipe's workspace with everything up to date; never change what is in it."""
+    """Return the workspace of the small recipe with all artifacts up to date. Do not modify it."""
     return finished(small_recipe, tmp_path_factory.mktemp("small-finished"))
 
 
 @pytest.fixture
 def small_workspace(small_finished: Path, tmp_path: Path) -> Path:
-    """Return a copy of the finished workspace, to be changed at will."""
+    """Return a modifiable copy of the finished workspace of the small recipe."""
     return Path(shutil.copytree(small_finished, tmp_path / "runs"))
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
-    """Return a function that runs ``lsmix`` with some arguments in this process, as its entry point does."""
+    """Return a function that runs the ``lsmix`` command line in this process."""
 
     def call(*words: str | Path) -> CommandResult:
         from lsmix.cli import main
@@ -172,7 +172,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture
 def invented_pool(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that makes a small complete pool of two copies, with a plan; see ``factory.write_pool``."""
+    """Return a function that writes a small complete pool of two copies with a plan; see ``factory.write_pool``."""
 
     def make(name: str = "pool", *, rows: int = 46, **options: Any) -> Path:
         origin = {

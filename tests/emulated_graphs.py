@@ -1,6 +1,7 @@
-"""CUDA graphs without CUDA: records the operators of a call on the CPU, and runs them again on the same memory.
+"""CUDA graphs without CUDA: record the operators of a call on the CPU, and replay them on the same memory.
 
-Stands in for what ``data/loaders/cuda_graph.py`` asks of CUDA, so that all that is built on it can be tested on any machine.
+This replaces the CUDA functions that ``data/loaders/cuda_graph.py`` uses, so that code built on it can be tested on any
+machine.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.
 
 
 class _Graph(TorchDispatchMode):
-    """The operators of a call, with the memory that they read and write."""
+    """The recorded operators of a call, with the memory that they read and write."""
 
     def __init__(self, recorder: "Recorder") -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class _Graph(TorchDispatchMode):
 
 
 class Recorder:
-    """What was recorded, and what is to go wrong."""
+    """Counts recordings and replays, and injects faults."""
 
     def __init__(self) -> None:
         self.captures = 0
@@ -57,7 +58,7 @@ class Recorder:
     def capture(
         self, function: Callable[..., Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], stream: None
     ) -> tuple[_Graph, list[torch.Tensor]]:
-        """Record a call."""
+        """Record a call; return its graph and outputs."""
         self.captures += 1
         if self.fault == "refused":
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -70,7 +71,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def emulate_cuda_graphs() -> Iterator[Recorder]:
-    """Record work on the CPU inside the block as work on CUDA is recorded."""
+    """Make work on the CPU inside the block be recorded like work on CUDA."""
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_graph, "_RECORDED_ON", frozenset({"cpu", "cuda"}))

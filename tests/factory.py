@@ -1,4 +1,4 @@
-"""The small recipes, data sets and pools that tests use."""
+"""Small recipes, data sets and pools for tests."""
 
 import hashlib
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-# The whole pipeline in a few seconds.
+# Runs all stages in a few seconds.
 TINY_RECIPE = """\
 name = "tiny"
 [data]
@@ -55,7 +55,7 @@ pairs = 2
 bits_images = 64
 """
 
-# The whole pipeline with stages of a tenth of a second, on the images of ``write_images``.
+# Runs all stages in a tenth of a second each, on the images of ``write_images``.
 SMALL_RECIPE = """\
 name = "small"
 [data]
@@ -100,7 +100,7 @@ pairs = 1
 bits_images = 8
 """
 
-# The data set and the flow of recipes that make pools with every mixing method.
+# The common data set and flow of recipes with pools of every mixing method.
 METHODS_RECIPE = """\
 name = "methods"
 [data]
@@ -125,7 +125,7 @@ CLASSES = ("cat", "dog", "frog")
 
 
 def write_images(path: Path, labels: "np.ndarray", test_labels: "np.ndarray | None" = None) -> Path:
-    """Write a data set of random grey images with these labels."""
+    """Write a data set of random grey 8×8 images with the given labels."""
     import numpy as np  # not before conftest.py has set the number of threads
 
     draw = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def write_images(path: Path, labels: "np.ndarray", test_labels: "np.ndarray | No
 
 
 def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
-    """Return the content of a plan.json of a pool of invented images; ``origin`` as in the pool's attributes."""
+    """Return the content of plan.json for a pool of random images; ``origin`` is as in the pool's attributes."""
     from lsmix.data.mixing import LATENT_METHODS
     from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, Provenance
 
@@ -157,14 +157,14 @@ def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
 
 
 def flip(path: Path, place: int | None = None) -> None:
-    """Change one bit of a file: of the byte at ``place``, or in its middle."""
+    """Flip one bit of a file, in the byte at ``place`` or by default in the middle."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if place is None else place] ^= 1
     path.write_bytes(content)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder by its relative path, sorted."""
+    """Return the SHA-256 of every file below a folder by relative path, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -186,9 +186,9 @@ def write_pool(
     complete: bool = True,
     **manifest: Any,
 ) -> Path:
-    """Write a complete pool of random images. With ``origin`` it has a plan, and rows of every status.
+    """Write a complete pool of random images; with ``origin``, it has a plan and rows of every status.
 
-    ``columns`` is called with rows and returns columns that take the place of random ones.
+    ``columns`` is called with row numbers and returns columns that replace the random ones.
     """
     import numpy as np
 
@@ -208,8 +208,8 @@ def write_pool(
         attributes={"origin": origin} if origin else {},
     )
     for shard in range(store.shards):
-        here = np.asarray(store.shard_range(shard))
-        count, first, second = len(here), here % images, draw.integers(0, images, len(here))
+        own = np.asarray(store.shard_range(shard))
+        count, first, second = len(own), own % images, draw.integers(0, images, len(own))
         arrays = {
             "image": draw.integers(0, 256, (count, *image_shape), dtype=np.uint8),
             "source_a": first,
@@ -227,7 +227,7 @@ def write_pool(
             arrays |= {"lam": share[:, 1], "share_b": share[:, 1], "lam_more": share[:, 2:], "share_more": share[:, 2:]}
         if corners:
             arrays["corner"] = draw.integers(0, 4, count).astype(np.uint8)
-        for name, values in columns(here).items() if columns else ():
+        for name, values in columns(own).items() if columns else ():
             arrays[name] = values.astype(arrays[name].dtype)
         write_pool_shard(folder, shard, arrays)
     if origin:
@@ -241,7 +241,7 @@ def write_pool(
 
 
 def complete_artifact(folder: Path, **manifest: Any) -> None:
-    """Write the manifest of a folder: of a pool, unless ``manifest`` says otherwise."""
+    """Write the manifest of a folder, of a pool by default; ``manifest`` overrides its fields."""
     from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 
     files = record_files(folder)
@@ -251,7 +251,7 @@ def complete_artifact(folder: Path, **manifest: Any) -> None:
 
 
 def reseal(folder: Path, **changes: Any) -> None:
-    """Write the manifest of a changed pool with checksums that fit, as a forger would; ``changes`` are its other fields."""
+    """Rewrite the manifest of a modified pool with matching checksums, like a forger; ``changes`` sets other fields."""
     import msgspec
 
     from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
@@ -264,14 +264,14 @@ def reseal(folder: Path, **changes: Any) -> None:
 
 
 def artifact_folder(workspace: Path, stage: str, name: str) -> Path:
-    """Return the folder of the only artifact of a stage with this name."""
+    """Return the folder of the only artifact with this name in a stage."""
     (folder,) = (workspace / stage).glob(f"{name}-*")
     return folder
 
 
 def content_digests(workspace: Path | str, *stages: str) -> dict[str, str]:
-    """Return the content digest of each complete artifact of some stages."""
+    """Return the content digests of all complete artifacts of the given stages."""
     from lsmix.pipeline.workspace.workspace import Workspace
 
-    place = Workspace(workspace)
-    return {f"{stage}/{found.name}": found.content_digest for stage in stages for _, found in place.manifests(stage)}
+    opened = Workspace(workspace)
+    return {f"{stage}/{found.name}": found.content_digest for stage in stages for _, found in opened.manifests(stage)}

@@ -1,6 +1,7 @@
-"""Runs lsmix in forks of a process that has imported everything and started no thread, so that torch is loaded once.
+"""Run lsmix in forks of a process that has imported everything and started no thread: torch is loaded only once.
 
-Called with the name of a function here and its words; prints the exit codes of the forks as JSON.
+The script is called with the name of a function in this module and its arguments; it prints the exit codes of the forks
+as JSON.
 """
 
 import importlib
@@ -19,29 +20,31 @@ _MOST_FORKS = 60
 
 
 def forked(name: str, *words: str | Path) -> list[int]:
-    """Call a function of this module in a process of its own; return the exit codes of its forks."""
+    """Call a function of this module in a separate process; return the exit codes of its forks."""
     done = subprocess.run([sys.executable, __file__, name, *words], check=True, capture_output=True, timeout=120)
     return list(json.loads(done.stdout))
 
 
 def killed(recipe: str, workspace: str, stage: str) -> list[int]:
-    """Run a stage in one fork after another, each killed while it flushes a file, until one comes to the end."""
-    import jinja2  # noqa: F401 - so that no fork has to
+    """Run a stage in one fork after another, each killed while it flushes a file, until one finishes."""
+    import jinja2  # noqa: F401 - imported once here instead of in every fork
     import zarr  # noqa: F401 - likewise
 
     import lsmix
 
     lsmix.run(recipe, workspace=f"{workspace}-of-the-parent", stage="train-glow", device="cpu")  # starts no thread
     codes: list[int] = []
-    for countdown in itertools.cycle((3, 20, 150)):  # the last is more than a shard has, so that the work continues
-        codes.append(_wait(_fork(lambda: _run_until_flush(countdown, recipe, workspace, stage))))  # noqa: B023 - the fork runs at once
+    for countdown in itertools.cycle(
+        (3, 20, 150)
+    ):  # a shard has fewer than 150 flushes, so every third run makes progress
+        codes.append(_wait(_fork(lambda: _run_until_flush(countdown, recipe, workspace, stage))))  # noqa: B023 - the fork runs now
         if codes[-1] != -signal.SIGKILL or len(codes) == _MOST_FORKS:
             return codes
     raise AssertionError
 
 
 def array_tasks(recipe: str, workspace: str, *stages: str) -> list[int]:
-    """Run the three tasks of a job array at the same time, a fork each, for each stage; finalize all stages but the last."""
+    """For each stage, run the three tasks of a job array in parallel forks; finalize all stages but the last."""
     import lsmix
 
     def task(stage: str, index: int) -> None:

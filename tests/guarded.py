@@ -1,6 +1,6 @@
-"""Watch a command that reads a hostile file: what it opens, starts and prints.
+"""Record which files a command opens and which programs it starts while it reads a hostile file.
 
-Python's own audit events tell what was opened or started, so a test does not depend on an attack's success.
+The recording uses Python's audit events, so a test detects an attempt even if the attack fails.
 """
 
 import json
@@ -16,22 +16,22 @@ from lsmix.data.atomic import add_checksum
 __all__ = ["Watch", "assert_refused", "plain_json", "sealed_again", "watched"]
 
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn")
-_SECRET = b"what nobody gave to lsmix"
+_SECRET = b"a file that lsmix must not read"
 
 
 def plain_json(record: dict[str, Any]) -> bytes:
-    """Return a record as JSON as lsmix lays it out, without its checksum."""
+    """Return a record as JSON in the layout of lsmix, without its checksum."""
     bare = {name: value for name, value in record.items() if name != "checksum"}
     return json.dumps(bare, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def sealed_again(record: dict[str, Any]) -> bytes:
-    """Return a record with a fitting checksum, as a forger would."""
+    """Return a record as JSON with a matching checksum, like a forger."""
     return add_checksum(plain_json(record))
 
 
 class Watch:
-    """What happened while it was on."""
+    """The events recorded inside a ``watched`` block."""
 
     def __init__(self, outside: Path) -> None:
         outside.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ class Watch:
         self.peak_bytes = 0
 
     def check(self) -> None:
-        """Hold that nothing was started, and that the folder outside was neither read nor written."""
+        """Assert that no program was started, and that the outside folder was neither read nor written."""
         assert self.started == []
         assert not [path for path in self.opened if path.startswith(str(self.canary.parent))]
         assert [path.name for path in self.canary.parent.iterdir()] == ["canary"]
@@ -63,12 +63,12 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
             watch.started.append(f"{event} {arguments!r:.200}")
 
 
-sys.addaudithook(_hook)  # for good: there is no way to take one away
+sys.addaudithook(_hook)  # permanent, since audit hooks cannot be removed
 
 
 @contextmanager
 def watched(outside: Path, *, memory: bool = False) -> Iterator[Watch]:
-    """Watch what is done within; ``memory`` also takes the peak of allocations, which makes it slow."""
+    """Record events inside the block; ``memory`` also records the peak of allocations, which is slow."""
     watch = Watch(outside)
     if memory:
         tracemalloc.start()
@@ -83,7 +83,7 @@ def watched(outside: Path, *, memory: bool = False) -> Iterator[Watch]:
 
 
 def assert_refused(result, code: int, *words: str) -> None:
-    """Hold that a command ended with a code, nothing on stdout, and one sentence about it behind its progress."""
+    """Assert that a command exited with ``code``, an empty stdout, and a final error line that contains ``words``."""
     lines = result.err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert result.code == code, result.err

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on loopback: what pushing, listing and reading of repositories need."""
+"""A stand-in for the Hugging Face Hub on loopback, with the endpoints for pushing, listing and reading repositories."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from places import serving
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer on a connection that stays takes 40 ms
+    disable_nagle_algorithm = True  # otherwise each answer on a persistent connection takes 40 ms
 
     def log_message(self, *_):
         pass
@@ -150,14 +150,14 @@ def _entry(files, path):
 
 @contextmanager
 def hub_server(monkeypatch):
-    """Serve an empty hub and point huggingface_hub at it; yield the server with what it holds and was asked."""
+    """Serve an empty hub and point huggingface_hub to it; yield the server, which records all requests."""
     from huggingface_hub import constants
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.lock = threading.RLock()
-        server.repositories, server.objects = {}, {}  # by name: files by path, bytes or (sha256, bytes); by sha256
+        server.repositories, server.objects = {}, {}  # name -> path -> bytes or (SHA-256, bytes); SHA-256 -> bytes
         server.asked, server.commits, server.created, server.read_bytes = [], [], [], 0
-        server.refusals = {}  # by pattern of a path: (status, headers) of the next answers
+        server.refusals = {}  # pattern of a path -> list of (status, headers) for the next answers
         server.url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setenv("HF_TOKEN", "hf_test")
@@ -165,7 +165,7 @@ def hub_server(monkeypatch):
             monkeypatch.setattr(constants, name, value)
             monkeypatch.setenv(
                 {"ENDPOINT": "HF_ENDPOINT"}.get(name, name), str(value) if value else ""
-            )  # of processes that are started
+            )  # for subprocesses
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         with serving(server):

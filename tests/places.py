@@ -1,4 +1,4 @@
-"""Servers for the tests of transfers: a web server that fails on request, and an S3 server; both on loopback."""
+"""Servers on loopback for tests of transfers: web servers that fail on request, and an S3 server."""
 
 import http.server
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from lsmix.data.pool import open_pool
 
-TESTS = Path(__file__).resolve().parent  # where modules lie that workers import
+TESTS = Path(__file__).resolve().parent  # folder of the modules that workers import
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the files below the server's ``folder``, in the ways that its other attributes say."""
+    """Serves the files below the server's ``folder``, with the faults that its other attributes request."""
 
     protocol_version = "HTTP/1.1"
 
@@ -57,7 +57,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(server):
-    """Let a server answer, in a thread."""
+    """Run a server in a thread."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -69,26 +69,23 @@ def serving(server):
 
 @contextmanager
 def web_server(folder):
-    """Serve a folder; yield the server, with ``url``, what it was asked, and how it shall fail."""
+    """Serve a folder; yield the server with its ``url``, the recorded requests, and the faults to inject."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.folder, server.counting = folder, threading.Lock()
         server.asked, server.sent = [], 0  # (path, first byte or None) of each request; bytes of all bodies
-        server.statuses, server.cuts, server.flips = (
-            {},
-            {},
-            {},
-        )  # by path: once that status, so many bytes; how often wrong
+        # By path: status of the next answer, bytes after which it is truncated, number of answers with a flipped bit.
+        server.statuses, server.cuts, server.flips = {}, {}, {}
         server.ranges = True
         server.url = f"http://127.0.0.1:{server.server_port}"
-        server.handle_error = lambda *_: None  # a client that goes away is what some tests are about
+        server.handle_error = lambda *_: None  # some tests close connections on purpose
         with serving(server):
             yield server
 
 
 @contextmanager
 def scripted_server(head, more=b"", *, seconds=0.0):
-    """Answer each connection with ``head``, and then with ``more`` without end; yield the URL and the connections."""
-    came, done = [], threading.Event()
+    """Answer each connection with ``head`` and then endlessly with ``more``; yield the URL and the threads."""
+    connections, done = [], threading.Event()
 
     def answer(connection):
         with connection:
@@ -108,30 +105,30 @@ def scripted_server(head, more=b"", *, seconds=0.0):
                 connection, _ = server.accept()
             except OSError:
                 return
-            came.append(threading.Thread(target=answer, args=(connection,)))
-            came[-1].start()
+            connections.append(threading.Thread(target=answer, args=(connection,)))
+            connections[-1].start()
 
     server = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=accept)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/pool", came
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/pool", connections
     finally:
         done.set()
         server.shutdown(socket.SHUT_RDWR)
         server.close()
         thread.join()
-        for each in came:
+        for each in connections:
             each.join()
 
 
 @contextmanager
 def s3_server():
-    """Start a server that speaks as S3 does, and point fsspec at it, by the environment as a user would."""
+    """Start an S3 server and point fsspec to it by environment variables, as users do."""
     from fsspec.config import conf, set_conf_env
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of moto and what it imports
+        warnings.simplefilter("ignore")  # from moto and its dependencies
         from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -145,7 +142,7 @@ def s3_server():
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    set_conf_env(conf)  # as importing fsspec does
+    set_conf_env(conf)  # fsspec reads the environment only on import
     try:
         yield server
     finally:
@@ -157,7 +154,7 @@ def s3_server():
 
 
 def make_bucket(name):
-    """Make an empty bucket on the running server."""
+    """Create an empty bucket on the running server."""
     import fsspec
 
     files = fsspec.filesystem("s3", use_listings_cache=False)
@@ -168,12 +165,12 @@ def make_bucket(name):
 
 
 def read_all(url, limit, out):
-    """Put the sum of all pixels of a pool into a queue; in a process of its own."""
+    """Put the sum of all pixels of a pool into a queue; runs in a separate process."""
     out.put(int(open_pool(url, cache_bytes=limit).image[:].sum()))
 
 
 class Meter:
-    """Counts the bytes that a transfer reports."""
+    """A progress reporter that counts transferred bytes; ``stop_at`` interrupts the transfer after that many bytes."""
 
     def __init__(self, stop_at=None):
         self.count, self.total, self.stop_at = 0, 0, stop_at

@@ -1,4 +1,4 @@
-"""A stage whose shards kill their worker where its configuration says so; workers import it by name."""
+"""A stage whose shards can crash their worker, as configured by a test; workers import it by name."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from lsmix.pipeline.engine.shards import ShardJob
 
 
 class Processor:
-    """Writes one file a shard; ``config`` says which shards kill the process, always or once, and how long one takes."""
+    """Writes one file per shard; ``config`` sets which shards crash the process, always or once, and the delay."""
 
     def __init__(self, job, folder, inputs, device):
         self._folder, self._config = folder, job.config
@@ -43,7 +43,7 @@ class Processor:
 
 
 def stubborn_job(folder, **config):
-    """Return the job of such a stage in a folder, which is created."""
+    """Create a folder and return the job of this stage for it."""
     folder.mkdir(parents=True, exist_ok=True)
     return ShardJob(
         processor="stubborn:Processor",

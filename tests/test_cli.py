@@ -1,4 +1,4 @@
-"""A user's mistake ends in one sentence and the documented exit code, never in a traceback, and changes nothing."""
+"""User errors end with one error line and the documented exit code, never with a traceback, and change nothing."""
 
 import json
 import os
@@ -25,15 +25,15 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def is_one_sentence(result, code=1):
-    """Tell whether a command ended as a mistake must: nothing on stdout, one line on stderr, its exit code."""
+def is_clean_error(result, code=1):
+    """Return whether a command failed with an empty stdout, a final error line on stderr, and the exit code."""
     last = result.err.splitlines()[-1] if result.err else ""
     return (result.code, result.out) == (code, "") and last.startswith("error: ") and "Traceback" not in result.err
 
 
 @pytest.fixture
 def recipe_of(tmp_path):
-    """Return a function that writes a recipe on a data set at some path."""
+    """Return a function that writes a recipe for a data set at a path."""
 
     def write(path, more="", name="mine"):
         recipe = tmp_path / "my.toml"
@@ -72,26 +72,26 @@ BAD_BATCHES = {
     "text": (b"<html>404 not found</html>", "data_batch_3"),
     "other keys": (pickle.dumps({b"images": 1}, protocol=2), "data_batch_3"),
     "other lengths": (pickle.dumps(batch(labels=[1]) | {b"labels": [1]}, protocol=2), "data_batch_3"),
-    "code": (pickle.dumps({b"data": Evil()}, protocol=2), "it was not run"),
+    "code": (pickle.dumps({b"data": Evil()}, protocol=2), "which was not run"),
     "gone": (None, "data_batch_3"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_BATCHES)
-def test_a_wrong_batch_file_is_named_and_never_run(tmp_path, recipe_of, command, monkeypatch, kind):
+def test_an_invalid_batch_file_is_named_and_never_executed(tmp_path, recipe_of, command, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     content, message = BAD_BATCHES[kind]
     folder = cifar_folder(tmp_path / "cifar", data_batch_3=content)
     recipe = recipe_of(folder, 'format = "cifar10-python"\nheldout = 10\n')
     result = command("ingest", recipe, "--workspace", tmp_path / "runs")
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
     assert message in result.err
     assert "data_batch_3" in result.err
-    assert not list(tmp_path.glob("runs/ingest/*")), "nothing is left of a data set that could not be read"
+    assert not list(tmp_path.glob("runs/ingest/*")), "no files must remain of a data set that could not be read"
     assert not (tmp_path / "evil-was-here").exists()
 
 
-def test_a_whole_batch_folder_is_read(tmp_path, recipe_of, command):
+def test_a_complete_batch_folder_is_read(tmp_path, recipe_of, command):
     recipe = recipe_of(cifar_folder(tmp_path / "cifar"), "heldout = 10\n")
     assert command("ingest", recipe, "--workspace", tmp_path / "runs").code == 0
 
@@ -112,10 +112,10 @@ def image_folder(folder, damage):
 
 
 @pytest.mark.parametrize("damage", ["mixed sizes", "unreadable", "truncated"])
-def test_a_bad_picture_is_named(tmp_path, recipe_of, command, damage):
+def test_an_invalid_image_is_named(tmp_path, recipe_of, command, damage):
     recipe = recipe_of(image_folder(tmp_path / "pictures", damage), "heldout = 2\ntest = 2\n")
     result = command("ingest", recipe, "--workspace", tmp_path / "runs")
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
     assert "3.png" in result.err
     assert not list(tmp_path.glob("runs/ingest/*"))
 
@@ -130,10 +130,10 @@ def test_a_bad_picture_is_named(tmp_path, recipe_of, command, damage):
         ("heldout = 1\n", "would leave no test images"),
     ],
 )
-def test_an_impossible_split_or_format_is_refused(tmp_path, recipe_of, command, more, message):
+def test_an_impossible_split_or_format_is_rejected(tmp_path, recipe_of, command, more, message):
     recipe = recipe_of(image_folder(tmp_path / "pictures", ""), more)
     result = command("ingest", recipe, "--workspace", tmp_path / "runs")
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
     assert message in result.err
     assert not list(tmp_path.glob("runs/ingest/*"))
 
@@ -141,29 +141,29 @@ def test_an_impossible_split_or_format_is_refused(tmp_path, recipe_of, command, 
 @pytest.mark.parametrize("command_name", ["run", "status", "gc", *STAGES])
 def test_a_missing_recipe_or_data_set_is_named(tmp_path, recipe_of, command, command_name):
     workspace = tmp_path / "runs"
-    assert is_one_sentence(command(command_name, tmp_path / "no.toml", "--workspace", workspace))
-    assert is_one_sentence(command(command_name, tmp_path, "--workspace", workspace))
+    assert is_clean_error(command(command_name, tmp_path / "no.toml", "--workspace", workspace))
+    assert is_clean_error(command(command_name, tmp_path, "--workspace", workspace))
     recipe = recipe_of(tmp_path / "no-data", "[pools.a]\n[runs.a]\n")
     result = command(command_name, recipe, "--workspace", workspace)
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
     assert "no-data" in result.err
     assert not workspace.exists()
 
 
 @pytest.mark.parametrize("command_name", ["verify", "show"])
-def test_a_path_that_is_no_artifact_is_refused(tmp_path, command, command_name):
+def test_a_path_that_is_not_an_artifact_is_rejected(tmp_path, command, command_name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"x")
     for path in ("nothing", "empty", "file", "binary\x01name"):
-        assert is_one_sentence(command(command_name, tmp_path / path)), path
+        assert is_clean_error(command(command_name, tmp_path / path)), path
 
 
 @pytest.mark.parametrize("command_name", ["run", "mix", "status", "gc"])
-def test_a_wrong_field_harms_no_earlier_artifact(tiny_recipe, tiny_workspace, command, command_name):
+def test_an_invalid_field_does_not_harm_existing_artifacts(tiny_recipe, tiny_workspace, command, command_name):
     before = snapshot(tiny_workspace)
     for override in ("pools.lsmix.alpah=1", "pools.lsmix.alpha=0", "flow.path=nobody", "runs.lsmix.pool=x", "nothing"):
         result = command(command_name, tiny_recipe, "--workspace", tiny_workspace, "--set", override)
-        assert is_one_sentence(result), result
+        assert is_clean_error(result), result
         assert result.err.count("\n") == 1
     assert snapshot(tiny_workspace) == before
 
@@ -179,28 +179,28 @@ def test_a_wrong_field_harms_no_earlier_artifact(tiny_recipe, tiny_workspace, co
         ("gc",),
     ],
 )
-def test_a_wrong_command_line_exits_with_2(command, words):
+def test_an_invalid_command_line_exits_with_2(command, words):
     result = command(*words)
     assert (result.code, result.out) == (2, "")
     assert "Usage: " in result.err
 
 
 @pytest.mark.parametrize(("device", "message"), [("tpu", "device 'tpu' is unknown"), ("cuda:99", "device 'cuda:99'")])
-def test_an_unknown_device_is_refused_before_anything_is_made(tiny_recipe, tiny_workspace, command, device, message):
+def test_an_unknown_device_is_rejected_before_any_work(tiny_recipe, tiny_workspace, command, device, message):
     shutil.rmtree(tiny_workspace / "encode")
     result = command("encode", tiny_recipe, "--workspace", tiny_workspace, "--device", device)
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
     assert message in result.err
     assert not list(tiny_workspace.glob("encode/*"))
 
 
-def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, tmp_path, command, monkeypatch):
+def test_system_errors_are_reported_in_one_line(tiny_recipe, tiny_workspace, tmp_path, command, monkeypatch):
     occupied = tmp_path / "occupied"
     occupied.write_text("a file where the workspace should be")
     result = command("ingest", tiny_recipe, "--workspace", occupied)
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
     assert "occupied" in result.err
-    assert is_one_sentence(command("ingest", tiny_recipe, "--workspace", "/proc/nowhere"))
+    assert is_clean_error(command("ingest", tiny_recipe, "--workspace", "/proc/nowhere"))
 
     def denied(*words, **more):
         raise PermissionError(13, "Permission denied", "runs/ingest")
@@ -209,7 +209,7 @@ def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, 
     with monkeypatch.context() as closed:
         closed.setattr(Path, "mkdir", denied)
         result = command("ingest", tiny_recipe, "--workspace", tiny_workspace)
-    assert is_one_sentence(result)
+    assert is_clean_error(result)
     assert "error: Permission denied: 'runs/ingest'" in result.err
 
     def too_much(*words, **more):
@@ -217,27 +217,27 @@ def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, 
 
     monkeypatch.setattr("lsmix.data.readers.dataset_writer.write_dataset", too_much)
     result = command("ingest", tiny_recipe, "--workspace", tiny_workspace)
-    assert is_one_sentence(result)
+    assert is_clean_error(result)
     assert "this needs more memory than there is: Unable to allocate 1.00 TiB" in result.err
 
 
-def test_a_flow_for_other_images_is_refused_in_one_sentence(tiny_workspace, recipe_of, tmp_path, command):
+def test_a_flow_for_images_of_another_shape_is_rejected(tiny_workspace, recipe_of, tmp_path, command):
     flow = next((tiny_workspace / "train-glow").iterdir())
     pictures = image_folder(tmp_path / "pictures", "")
     recipe = recipe_of(pictures, f'heldout = 2\ntest = 2\n[flow]\npath = "{flow}"\n')
     result = command("encode", recipe, "--workspace", tmp_path / "other", "--device", "cpu")
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
     assert "images do not match this flow: expected uint8 (N, 8, 8, 1), got uint8 (8, 8, 8, 3)" in result.err
 
 
-def test_without_test_images_training_says_what_is_missing(recipe_of, tmp_path, command):
+def test_training_without_test_images_is_rejected(recipe_of, tmp_path, command):
     np.savez(tmp_path / "a.npz", images=np.zeros((40, 8, 8, 1), np.uint8), labels=np.arange(40) % 4)
     recipe = recipe_of(tmp_path / "a.npz", "heldout = 4\n[classifier]\nwidth = 4\nepochs = 1\n[runs.a]\n")
     result = command("train", recipe, "--workspace", tmp_path / "runs", "--device", "cpu")
-    assert is_one_sentence(result), result
+    assert is_clean_error(result), result
 
 
-def test_json_is_one_document_with_its_schema(tiny_recipe, tiny_workspace, tmp_path, command):
+def test_json_output_is_one_document_with_its_schema(tiny_recipe, tiny_workspace, tmp_path, command):
     pool = next((tiny_workspace / "mix").iterdir())
     for kind, words in [
         ("status", ("status", tiny_recipe)),
@@ -259,7 +259,7 @@ def test_json_is_one_document_with_its_schema(tiny_recipe, tiny_workspace, tmp_p
         assert document["schema"] == f"lsmix/{kind}/1"
 
 
-def test_json_of_a_run_lists_every_artifact(tiny_recipe, tiny_workspace, command):
+def test_the_json_output_of_a_run_lists_every_artifact(tiny_recipe, tiny_workspace, command):
     content = json.loads(command("run", tiny_recipe, "--workspace", tiny_workspace, "--json", "-q").out)["content"]
     assert [item["stage"] for item in content["artifacts"]] == [
         "ingest", "train-glow", "encode", "mix", "mix", "train", "train", "train", "report",
@@ -280,15 +280,15 @@ def test_a_dry_run_changes_nothing(tiny_recipe, tiny_workspace, recipe_of, tmp_p
             assert command(name, recipe, "--workspace", tmp_path / "new", *more).code == 0
     assert snapshot(tiny_workspace) == before
     command("status", recipe, "--workspace", tmp_path / "new")
-    assert not (tmp_path / "new").exists(), "not even the memory of checksums"
+    assert not (tmp_path / "new").exists(), "the checksum cache must not be written either"
 
 
-def test_a_dry_run_with_force_says_what_would_be_made_again(tiny_recipe, tiny_workspace, command):
+def test_a_dry_run_with_force_shows_what_would_be_rebuilt(tiny_recipe, tiny_workspace, command):
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace, "--dry-run", "--force")
     assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["cached"] * 3 + ["to-run"] * 2
 
 
-def test_status_check_exits_with_3_unless_all_is_up_to_date(tiny_recipe, tiny_workspace, command):
+def test_status_check_exits_with_3_unless_everything_is_up_to_date(tiny_recipe, tiny_workspace, command):
     words = ("status", tiny_recipe, "--workspace", tiny_workspace, "--check")
     assert command(*words).code == 0
     result = command(*words, "--set", "report.title=New")
@@ -311,20 +311,20 @@ def test_quiet_prints_no_progress(tiny_recipe, tiny_workspace, command):
 
 
 @pytest.mark.parametrize(("stage", "section"), [("mix", "[pools.NAME]"), ("train", "[runs.NAME]")])
-def test_a_stage_for_which_a_recipe_has_nothing_says_so(recipe_of, tmp_path, command, stage, section):
+def test_a_stage_without_its_recipe_section_reports_it(recipe_of, tmp_path, command, stage, section):
     recipe = recipe_of(image_folder(tmp_path / "pictures", ""), "heldout = 2\ntest = 2\n")
     result = command(stage, recipe, "--workspace", tmp_path / "runs")
-    assert is_one_sentence(result)
+    assert is_clean_error(result)
     assert f"has no {section}, which the stage {stage!r} needs" in result.err
     assert command("status", recipe, "--workspace", tmp_path / "runs").code == 0
 
 
-def test_init_prints_a_recipe_and_lists_them(command):
+def test_init_lists_the_recipes_and_prints_one(command):
     lines = command("init").out.splitlines()
     assert lines == [line[:80] for line in lines]
     assert [line.split()[0] for line in lines] == builtin_recipes()
     assert command("init", "demo").out.startswith("#")
-    assert is_one_sentence(command("init", "dmeo"))
+    assert is_clean_error(command("init", "dmeo"))
 
 
 def test_the_recipe_defaults_to_lsmix_toml_and_the_workspace_to_the_environment(
@@ -358,7 +358,7 @@ def test_ls_lists_every_artifact_with_its_inputs_and_marks_unfinished_work(tiny_
     }
 
 
-def test_the_overview_has_each_command_once_with_a_whole_text(command):
+def test_the_overview_has_each_command_once_with_a_complete_text(command):
     lines = command("--help").out.splitlines()
     named = [line.split()[0] for line in lines if re.match(r"  [a-z-]+  +[A-Z]", line)]
     assert sorted(named) == sorted(cli.commands)
@@ -372,7 +372,7 @@ def test_every_command_has_help_with_an_example(command, name):
     assert f"Example: lsmix {name}" in result.out
 
 
-def test_a_cached_run_imports_nothing_heavy(tiny_recipe, tiny_workspace):
+def test_a_cached_run_imports_no_heavy_packages(tiny_recipe, tiny_workspace):
     script = (
         "import sys; from lsmix.cli import main; main(); "
         "print(sorted({'torch', 'dask', 'distributed', 'zarr', 'matplotlib'} & sys.modules.keys()))"
@@ -389,7 +389,7 @@ def test_the_entry_point_exits_with_the_documented_codes(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"stage": "train_glow"}, {"force": "train_glow"}])
-def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp_path, options):
+def test_an_unknown_stage_is_rejected_with_a_suggestion(tiny_recipe, tmp_path, options):
     with pytest.raises(RecipeError, match=r"unknown stage 'train_glow'. Did you mean 'train-glow'\?"):
         lsmix.run(tiny_recipe, workspace=tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists()
@@ -403,9 +403,9 @@ def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp
         ({"GOMP_SPINCOUNT": "7"}, ("passive", "7")),
     ],
 )
-def test_waiting_threads_spin_a_little_unless_the_user_says_otherwise(monkeypatch, command, chosen, expected):
+def test_waiting_threads_spin_briefly_unless_the_user_sets_otherwise(monkeypatch, command, chosen, expected):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
@@ -414,38 +414,38 @@ def test_waiting_threads_spin_a_little_unless_the_user_says_otherwise(monkeypatc
 
 
 @pytest.fixture
-def beside(tiny_recipe, tiny_workspace, tmp_path, monkeypatch):
-    """Go to a folder with a recipe and a workspace "runs"."""
+def runs_in_cwd(tiny_recipe, tiny_workspace, tmp_path, monkeypatch):
+    """Change to a folder with lsmix.toml and a workspace "runs", and return the workspace."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny_recipe, "lsmix.toml")
     return tiny_workspace
 
 
-def test_an_artifact_is_named_by_path_name_or_key(beside, command, monkeypatch):
-    (pool,) = beside.glob("mix/lsmix-*")
+def test_an_artifact_is_named_by_path_name_or_key(runs_in_cwd, command, monkeypatch):
+    (pool,) = runs_in_cwd.glob("mix/lsmix-*")
     key = pool.name.rpartition("-")[2]
     for name in ("lsmix", "mix/lsmix", pool.name, key, key[:6], f"runs/mix/{pool.name}"):
         assert json.loads(command("show", name, "--json").out)["content"]["cache_key"] == key, name
     several = command("show", "tiny")
-    assert is_one_sentence(several)
+    assert is_clean_error(several)
     assert "'tiny' could be ingest/tiny-" in several.err
-    assert is_one_sentence(command("show", "nothing"))
+    assert is_clean_error(command("show", "nothing"))
     for words in (("verify", "lsmix", "--deep", "--data", "ingest/tiny", "--flow", "tiny"), ("card", "lsmix", "card")):
         assert command(*words).code == 0
-    assert is_one_sentence(command("card", "encode/tiny", "other")), "a card is of a pool"
+    assert is_clean_error(command("card", "encode/tiny", "other")), "only pools have a card"
     monkeypatch.setenv("LSMIX_WORKSPACE", "elsewhere")
-    assert is_one_sentence(command("show", "lsmix"))
+    assert is_clean_error(command("show", "lsmix"))
 
 
-def test_show_writes_a_picture_only_if_asked(beside, command):
+def test_show_writes_an_image_only_on_request(runs_in_cwd, command):
     before = snapshot(Path())
     result = command("show", "mix/lsmix")
     assert (result.code, ".png" in result.out) == (0, False)
     assert snapshot(Path()) == before
-    assert is_one_sentence(command("show", "mix/lsmix", "--rows", "4"))
+    assert is_clean_error(command("show", "mix/lsmix", "--rows", "4"))
 
 
-def test_diff_lists_the_fields_that_differ(beside, command):
+def test_diff_lists_the_fields_that_differ(runs_in_cwd, command):
     text = Path("lsmix.toml").read_text(encoding="utf-8")
     Path("b.toml").write_text(text.replace('"tiny"', '"other"').replace("alpha = 0.4", "alpha = 0.7"), encoding="utf-8")
     table = [line.split() for line in command("diff", "lsmix.toml", "b.toml").out.splitlines()]
@@ -453,12 +453,12 @@ def test_diff_lists_the_fields_that_differ(beside, command):
     found = json.loads(command("diff", "mix/lsmix", "encode/tiny", "--json").out)["content"]["differences"]
     assert {"field": "stage", "a": "mix", "b": "encode"} in found
     assert "do not differ" in command("diff", "mix/lsmix", "mix/lsmix").out
-    assert is_one_sentence(command("diff", "lsmix.toml", "mix/lsmix"))
+    assert is_clean_error(command("diff", "lsmix.toml", "mix/lsmix"))
 
 
-def test_logs_lists_runs_and_prints_one(beside, command):
+def test_logs_lists_runs_and_prints_one(runs_in_cwd, command):
     assert command("mix", "--force", "-q").code == 0
-    (beside / ".logs" / "20000101T000000.0-cut-1.jsonl").write_bytes(b'{"at":"x","event":"begin","stage":"","comm')
+    (runs_in_cwd / ".logs" / "20000101T000000.0-cut-1.jsonl").write_bytes(b'{"at":"x","event":"begin","stage":"","comm')
     newest, *_, oldest = (line.split() for line in command("logs").out.splitlines()[1:])
     assert newest[-3:] == ["done", "mix", "lsmix.toml"]
     assert oldest[-1] == "unfinished"
@@ -466,7 +466,7 @@ def test_logs_lists_runs_and_prints_one(beside, command):
     assert ("begin" in lines[0], "outcome done" in lines[-1]) == (True, True)
     assert command("logs", "2000").out == "\n"
     for wrong in ("nothing", "2"):
-        assert is_one_sentence(command("logs", wrong))
+        assert is_clean_error(command("logs", wrong))
 
 
 COMPLETED = {
@@ -482,7 +482,7 @@ COMPLETED = {
 }
 
 
-def test_shells_complete_commands_recipes_and_artifacts(beside, command, monkeypatch):
+def test_shells_complete_commands_recipes_and_artifacts(runs_in_cwd, command, monkeypatch):
     with Path("lsmix.toml").open("a", encoding="utf-8") as file:
         file.write("\n[scale.small.data]\nheldout = 4\n")
 
@@ -495,8 +495,8 @@ def test_shells_complete_commands_recipes_and_artifacts(beside, command, monkeyp
         assert f"plain,{expected}" in command().out, words
 
 
-def test_tables_fit_the_terminal_and_are_complete_elsewhere(beside, command, monkeypatch):
-    shutil.rmtree(beside / "mix")
+def test_tables_fit_the_terminal_and_are_complete_elsewhere(runs_in_cwd, command, monkeypatch):
+    shutil.rmtree(runs_in_cwd / "mix")
     changed = [word for key in ("alpha", "seed", "copies", "tolerance") for word in ("--set", f"pools.lsmix.{key}=3")]
     for words in (
         ("status", *changed),

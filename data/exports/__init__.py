@@ -1,1 +1,1 @@
-"""Writing pools in other formats, for libraries that know nothing of lsmix."""
+"""Export of pools to formats that other libraries read without lsmix."""

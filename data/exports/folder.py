@@ -1,8 +1,8 @@
-"""Pools as a folder of images, one sub-folder a class, as torchvision's ``ImageFolder`` reads them.
+"""Export a pool as a folder of images with one sub-folder per class, the layout of torchvision's ``ImageFolder``.
 
-An image is in the folder of its *first* label; the second label and its share are in ``metadata.jsonl`` and
-``metadata.parquet``, which have every column of every row. Names of folders begin with the label's number, so that sorted
-names give the labels. Of class names they keep letters, digits, "_" and "-" only.
+Each image is stored in the folder of its *first* label; ``metadata.jsonl`` and ``metadata.parquet`` contain all columns
+of all rows, including the second label and its share. Folder names begin with the label's number, because
+``ImageFolder`` numbers classes in sorted order, and keep only letters, digits, "_" and "-" of the class name.
 """
 
 import re
@@ -19,48 +19,48 @@ from lsmix.data.exports.parquet import parquet_file
 __all__ = ["FOLDER_FORMAT"]
 
 _LINES = "metadata.jsonl"  # for people and scripts
-_TABLE = "metadata.parquet"  # the same for datasets, which takes the labels for numbers otherwise
-_GROUP_ROWS = 10_000  # of the table, written at once
-_MOST_ENTRIES = 9999  # of a folder, for the big hubs
+_TABLE = "metadata.parquet"  # the same for ``datasets``, which would read the labels of the JSON file as plain integers
+_GROUP_ROWS = 10_000  # rows per row group of the table
+_MAX_ENTRIES = 9999  # per folder, because Hugging Face and similar hubs reject larger folders
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
     names = job.pool.class_names
     folders, counts = _class_folders(names), [0] * len(names)
-    if max(len(folders), -(-len(job.pool) // job.shard_images)) > _MOST_ENTRIES:
+    if max(len(folders), -(-len(job.pool) // job.shard_images)) > _MAX_ENTRIES:
         raise RecipeError(
-            f"{len(folders)} classes in sub-folders of {job.shard_images} images make folders of more than {_MOST_ENTRIES} "
-            "entries, which the big hubs refuse. Choose larger sub-folders, or webdataset."
+            f"{len(folders):,} classes with {job.shard_images:,} images per sub-folder need folders of more than "
+            f"{_MAX_ENTRIES:,} entries, which the large hubs reject. Choose larger sub-folders, or webdataset."
         )
     with (
         (job.folder / _LINES).open("wb") as lines,
         parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as append,
     ):
-        rows: list[dict[str, Any]] = []  # that are not in the table yet
-        for image, facts in job.samples(range(len(job.pool))):
-            label, row = facts["label_a"], facts["row"]
-            inside = f"{counts[label] // job.shard_images:04d}"
-            name = f"images/{folders[label]}/{inside}/{row:08d}.{job.encoding}"
+        pending: list[dict[str, Any]] = []  # rows that are not in the table yet
+        for image, metadata in job.samples(range(len(job.pool))):
+            label, row = metadata["label_a"], metadata["row"]
+            sub_folder = f"{counts[label] // job.shard_images:04d}"
+            name = f"images/{folders[label]}/{sub_folder}/{row:08d}.{job.encoding}"
             path = job.folder / name
             if not counts[label] % job.shard_images:
                 path.parent.mkdir(parents=True)
             path.write_bytes(image)
             counts[label] += 1
-            rows.append({"file_name": name, **facts})
-            lines.write(msgspec.json.encode(rows[-1]) + b"\n")
-            if len(rows) == _GROUP_ROWS or row == len(job.pool) - 1:
-                append({key: [facts[key] for facts in rows] for key in rows[0]})
-                rows.clear()
+            pending.append({"file_name": name, **metadata})
+            lines.write(msgspec.json.encode(pending[-1]) + b"\n")
+            if len(pending) == _GROUP_ROWS or row == len(job.pool) - 1:
+                append({key: [values[key] for values in pending] for key in pending[0]})
+                pending.clear()
             yield path
     yield job.folder / _LINES
     yield job.folder / _TABLE
 
 
 def _class_folders(names: tuple[str, ...]) -> list[str]:
-    """Return the folder of each class: its number, and what is harmless in its name."""
+    """Return the folder name of each class: its number and up to 40 characters of its sanitised name."""
     digits = len(str(len(names) - 1))
-    plain = (re.sub("[^A-Za-z0-9_-]+", "_", name).strip("_")[:40] for name in names)
-    return [f"{label:0{digits}d}-{name}".rstrip("-") for label, name in enumerate(plain)]
+    sanitised = (re.sub("[^A-Za-z0-9_-]+", "_", name).strip("_")[:40] for name in names)
+    return [f"{label:0{digits}d}-{name}".rstrip("-") for label, name in enumerate(sanitised)]
 
 
 FOLDER_FORMAT = ExportFormat(
@@ -69,6 +69,7 @@ FOLDER_FORMAT = ExportFormat(
     hub_files=("images/**", "metadata.parquet"),
     row_overhead_bytes=1024,
     loads_with='torchvision.datasets.ImageFolder(f"{folder}/images")',
-    note="An image is in the folder of its first label. `metadata.jsonl` and `metadata.parquet` have the rest, a row an image.",
+    note="Each image is in the folder of its first label. `metadata.jsonl` and `metadata.parquet` have all columns, "
+    "one row per image.",
     folder_images=5000,
 )

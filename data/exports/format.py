@@ -1,6 +1,6 @@
-"""The export formats by name, and what each of them consists of: how it writes a pool, and how its files are read.
+"""The registry of export formats, and the interface that a format implements.
 
-Other packages add formats with the entry point group ``lsmix.export_formats``.
+Other packages can add formats with the entry point group ``lsmix.export_formats``.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from lsmix.data.pool_spec import Provenance
 
 __all__ = ["EXPORT_FORMATS", "Block", "Encoding", "ExportFormat", "ExportJob"]
 
-Block = dict[str, NDArray[Any]]  # some rows, by column
+Block = dict[str, NDArray[Any]]  # consecutive rows: column name to array
 Encoding = Literal["png", "webp"]
 _BLOCK_BYTES = 8 << 20
-# Of 32×32 photographs zlib's level 6 saves 3% over level 1 and takes 9% longer; WebP's slower methods save as little.
+# On 32×32 photographs zlib level 6 saves 3% over level 1 and takes 9% longer; WebP's slower methods save as little.
 _PNG_LEVEL = 1
 
 EXPORT_FORMATS: Final = Registry(
@@ -41,20 +41,20 @@ EXPORT_FORMATS: Final = Registry(
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
-    """A pool to write, and where."""
+    """A pool to export, with the target folder and options."""
 
     pool: Pool
     origin: Provenance  # of the pool's images
-    folder: Path  # empty
-    shard_images: int  # rows in a file; of ``folder``, in a sub-folder
-    encoding: Encoding  # of images in formats that hold image files
-    on_rows: Callable[[int], None]  # gets the number of rows of each block once it is written
-    digests: dict[str, Any] = field(default_factory=dict)  # SHA-256 of each column, of the rows that were read
+    folder: Path  # an empty folder
+    shard_images: int  # rows per file; for the format "folder", images per sub-folder
+    encoding: Encoding  # for formats that contain image files
+    on_rows: Callable[[int], None]  # called with the number of rows of each block after it was written
+    digests: dict[str, Any] = field(default_factory=dict)  # a SHA-256 object per column, over the rows read so far
 
     @property
     def about(self) -> bytes:
-        """What a file says of the pool that it is from, as JSON."""
-        facts = {
+        """JSON that describes the pool, to be stored in the exported files."""
+        metadata = {
             "pool": self.pool.manifest.name,
             "pool_content_digest": self.pool.manifest.content_digest,
             "class_names": self.pool.class_names,
@@ -62,19 +62,21 @@ class ExportJob:
             "citation": self.origin.citation,
             "origin": self.origin,
         }
-        return msgspec.json.encode(facts, order="sorted")
+        return msgspec.json.encode(metadata, order="sorted")
 
-    def shards(self, ending: str) -> Iterator[tuple[Path, range]]:
-        """Go through the files to write, ``pool-00000`` and so on, with the rows of each."""
+    def shards(self, extension: str) -> Iterator[tuple[Path, range]]:
+        """Yield the path of each file to write (``pool-00000.…``, ``pool-00001.…``, …) and its range of rows."""
         for number, start in enumerate(range(0, len(self.pool), self.shard_images)):
-            path = self.folder / f"pool-{number:05d}.{ending}"
+            path = self.folder / f"pool-{number:05d}.{extension}"
             yield path, range(start, min(start + self.shard_images, len(self.pool)))
 
     def blocks(self, rows: range) -> Iterator[Block]:
-        """Go through rows of the pool by column, some megabytes at a time; each row of the pool is to be read once.
+        """Yield rows of the pool in blocks of about 8 MiB.
+
+        A format must read each row of the pool exactly once, in order, because the column digests are computed here.
 
         Raises:
-            CorruptError: a chunk is damaged, or a value is out of its range.
+            CorruptError: a chunk is damaged, or a value is out of range.
         """
         columns = self.pool.columns
         step = max(_BLOCK_BYTES // sum(column.row_bytes for column in columns.values()), 1)
@@ -88,18 +90,18 @@ class ExportJob:
             self.on_rows(stop - start)
 
     def samples(self, rows: range) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Go through rows of the pool: the file of each image, and the rest of its row, ready for JSON."""
+        """Yield each row of the pool as an encoded image and its metadata, which can be written as JSON."""
         names, row = self.pool.class_names, rows.start
         for block in self.blocks(rows):
             numbers = {name: values.tolist() for name, values in block.items() if name != "image"}
             for index, image in enumerate(block["image"]):
-                facts = {"row": row} | {name: values[index] for name, values in numbers.items()}
-                facts["class_a"], facts["class_b"] = names[facts["label_a"]], names[facts["label_b"]]
-                yield self.encode(image), facts
+                metadata = {"row": row} | {name: values[index] for name, values in numbers.items()}
+                metadata["class_a"], metadata["class_b"] = names[metadata["label_a"]], names[metadata["label_b"]]
+                yield self.encode(image), metadata
                 row += 1
 
     def encode(self, image: NDArray[np.uint8]) -> bytes:
-        """Return the file of an image uint8 (H, W, C), without loss."""
+        """Return an image uint8 (H, W, C) as the bytes of a lossless PNG or WebP file."""
         content = io.BytesIO()
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         if self.encoding == "png":
@@ -111,16 +113,16 @@ class ExportJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFormat:
-    """One format that pools are exported in."""
+    """An export format."""
 
-    # Writes the files of a job and yields each one when it is complete, so that it can be hashed at once. Names are those
-    # of ``ExportJob.shards``; other names are refused, see ``ARTIFACT_FILES``.
+    # Writes the files of a job and yields each file once it is complete; the caller then hashes it. File names must
+    # come from ``ExportJob.shards``; other names are rejected, see ``ARTIFACT_FILES``.
     write: Callable[[ExportJob], Iterator[Path]]
-    encodes: bool  # whether it holds image files, so that ``encoding`` counts
-    row_overhead_bytes: int  # of a row beyond its pixels and numbers, about
-    loads_with: str  # a line of Python that reads it from ``folder``, for the export's README
-    hub_files: tuple[str, ...] = ("samples.csv",)  # what Hugging Face ``datasets`` and its hub take for the rows
-    # How these rows look, if the files do not say so: with the columns as arrays, or as samples of an image and a "json".
+    encodes: bool  # whether the format contains image files, so that ``encoding`` applies
+    row_overhead_bytes: int  # approximate size of a row in addition to its pixels and numbers
+    loads_with: str  # a line of Python for the export's README that reads the files in ``folder``
+    hub_files: tuple[str, ...] = ("samples.csv",)  # the files that Hugging Face ``datasets`` and its hub load as rows
+    # The layout of these rows if the files do not declare it: columns as arrays, or samples of an image and a "json".
     hub_row: Literal["", "array", "sample"] = ""
-    note: str = ""  # a paragraph for that README
-    folder_images: int = 0  # of a format with a file for each image: images in a sub-folder, unless asked otherwise
+    note: str = ""  # a paragraph for the export's README
+    folder_images: int = 0  # default number of images per sub-folder, for formats with one file per image; else 0

@@ -1,6 +1,6 @@
-"""Pools as HDF5: a contiguous array for each column, and beside them ``about``, JSON on the pool that they are from.
+"""Export a pool as HDF5: one contiguous array per column, plus ``about``, a JSON description of the pool.
 
-No filters, so that the arrays can be memory-mapped by their offset and the same rows give the same bytes.
+The arrays have no filters: they can be memory-mapped at their offset, and equal rows give equal bytes.
 """
 
 import functools
@@ -20,19 +20,19 @@ _CLASS_NAMES = "class_names"
 
 def _write(job: ExportJob) -> Iterator[Path]:
     for path, rows in job.shards("h5"):
-        with new_hdf5(path, functools.partial(_lay_out, job, len(rows))) as (stream, places):
+        with new_hdf5(path, functools.partial(_create_arrays, job, len(rows))) as (stream, extents):
             done = 0
             for block in job.blocks(rows):
                 for name, values in block.items():
-                    write_rows(stream, places[name], done, values.astype(_little(values.dtype.str), copy=False))
+                    write_rows(stream, extents[name], done, values.astype(_little_endian(values.dtype.str), copy=False))
                 done += len(block["status"])
         yield path
 
 
-def _lay_out(job: ExportJob, rows: int, file: Any) -> dict[str, Extent]:
-    """Write all but the columns, and return their places."""
+def _create_arrays(job: ExportJob, rows: int, file: Any) -> dict[str, Extent]:
+    """Create the arrays and write the metadata; return the extent of each column."""
     arrays = {
-        name: file.create_dataset(name, (rows, *column.shape[1:]), _little(column.dtype.str), track_times=False)
+        name: file.create_dataset(name, (rows, *column.shape[1:]), _little_endian(column.dtype.str), track_times=False)
         for name, column in job.pool.columns.items()
     }
     file.create_dataset(_CLASS_NAMES, data=np.char.encode(job.pool.class_names, "utf-8"), track_times=False)
@@ -40,7 +40,7 @@ def _lay_out(job: ExportJob, rows: int, file: Any) -> dict[str, Extent]:
     return {name: reserve(array) for name, array in arrays.items()}
 
 
-def _little(dtype: str) -> np.dtype[Any]:
+def _little_endian(dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype).newbyteorder("<")
 
 

@@ -1,6 +1,6 @@
-"""Pools as Parquet, as Hugging Face ``datasets`` writes and reads them: encoded images, labels with their class names.
+"""Export a pool as Parquet in the layout of Hugging Face ``datasets``: encoded images, and labels with class names.
 
-Columns are plain and uncompressed, since the images are compressed already.
+Columns are not compressed because the images already are.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,19 +16,19 @@ from lsmix.data.exports.format import ExportFormat, ExportJob
 
 __all__ = ["PARQUET_FORMAT", "parquet_file"]
 
-_FACTS_KEY = b"lsmix"
+_ABOUT_KEY = b"lsmix"
 _HUB_KEY = b"huggingface"
-_Append = Callable[[Mapping[str, Any]], None]  # takes arrays (n,) or lists
+_Append = Callable[[Mapping[str, Any]], None]  # column name to array (n,) or list
 
 
 @contextmanager
 def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iterator[_Append]:
-    """Make a Parquet file for the columns of a pool but the image; yield what appends rows as one group, by column.
+    """Create a Parquet file for a pool's columns without the image; yield a function that appends a row group.
 
     Args:
-        path: of the file.
-        job: what is exported.
-        leading: columns that come first, with what they hold: "image", "string" or "int64".
+        path: the file to create.
+        job: the export.
+        leading: additional columns at the front, name to type: "image", "string" or "int64".
 
     Raises:
         LsmixError: pyarrow is not installed.
@@ -40,7 +40,7 @@ def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iter
         raise LsmixError(f"this format needs pyarrow ({error}). Install it: pip install 'lsmix[parquet]'") from error
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields = [(name, image if kind == "image" else pa.type_for_alias(kind)) for name, kind in leading.items()]
-    # The features make ``datasets`` decode images and name classes.
+    # ``datasets`` needs the features to decode images and to show class names.
     features: dict[str, Any] = {
         name: {"_type": "Image"} if kind == "image" else {"dtype": kind, "_type": "Value"}
         for name, kind in leading.items()
@@ -52,11 +52,11 @@ def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iter
         kind = pa.from_numpy_dtype(np.dtype(column.dtype))
         fields.append((column.name, pa.list_(kind) if column.row == "more" else kind))
         feature: dict[str, Any] = {"dtype": column.dtype, "_type": "Value"}
-        # datasets refuses names that stand for two classes.
+        # ``datasets`` rejects duplicate class names.
         if column.kind == "label" and len(set(class_names)) == len(class_names):
             feature = {"names": class_names, "_type": "ClassLabel"}
         features[column.name] = {"feature": feature, "_type": "Sequence"} if column.row == "more" else feature
-    about = {_HUB_KEY: msgspec.json.encode({"info": {"features": features}}), _FACTS_KEY: job.about}
+    about = {_HUB_KEY: msgspec.json.encode({"info": {"features": features}}), _ABOUT_KEY: job.about}
     schema = pa.schema(fields).with_metadata(about)
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "version": "2.6"}
     with pa.parquet.ParquetWriter(path, schema, **options) as writer:

@@ -1,4 +1,4 @@
-"""Writing a pool in another format: an artifact of the stage "export", which gets its name when it is complete."""
+"""Write a pool in another format, as an artifact of the stage "export" that appears under its name once complete."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from lsmix.data.artifact import (
     write_manifest,
 )
 from lsmix.data.atomic import atomic_folder, check_room
-from lsmix.data.errors import CorruptError, LsmixError, RecipeError
+from lsmix.data.errors import CorruptError, LsmixError, RecipeError, format_bytes
 from lsmix.data.exports.format import EXPORT_FORMATS, Encoding, ExportFormat, ExportJob
 from lsmix.data.mixing import nearest
 from lsmix.data.pool import Pool
@@ -28,11 +28,11 @@ __all__ = ["EXPORT_STAGE", "SUMS_NAME", "check_sums", "write_export"]
 EXPORT_STAGE: Final = "export"
 SUMS_NAME: Final = "SHA256SUMS"
 _VERSION: Final = 1
-_FILE_BYTES = 500_000_000  # of a file, unless asked otherwise
-_MOST_FILE_BYTES = 20_000_000_000  # the big hubs refuse longer ones
-_MOST_HUB_FILES = 9_990  # … and folders of 10,000 files
-_MOST_FILES = 250_000  # of an export, for its manifest
-_MANY_FILES = 1000  # above which one flush of the file systems is quicker than one of each file
+_FILE_BYTES = 500_000_000  # default size of a file
+_MAX_FILE_BYTES = 20_000_000_000  # the large hubs reject larger files
+_MAX_HUB_FILES = 9_990  # the large hubs reject folders with 10,000 files or more
+_MAX_FILES = 250_000  # per export, because the manifest lists all files
+_MANY_FILES = 1000  # from this number on, one sync of all file systems is faster than flushing each file
 
 
 def write_export(
@@ -48,23 +48,24 @@ def write_export(
     """Write a pool to a new folder in another format.
 
     Args:
-        pool: the pool, which is read once.
-        target: the folder to make; its parent exists.
+        pool: the pool; it is read once.
+        target: the folder to create; its parent must exist.
         form: a name in ``EXPORT_FORMATS``.
-        shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
-        encoding: of images in formats that hold image files: "png" or "webp", both without loss.
-        describe: gets the folder and its files when they are complete, and may add descriptions to the folder.
-        on_rows: gets the number of rows of each block once it is written.
+        shard_images: images per file, or per sub-folder for "folder"; 0 chooses files of about 500 MB, or 5,000 images
+            per sub-folder.
+        encoding: "png" or "webp", both lossless, for formats that contain image files.
+        describe: called with the folder and its files when they are complete; may add descriptions to the folder.
+        on_rows: called with the number of rows of each block after it was written.
 
     Returns:
         The manifest of the export.
 
     Raises:
-        RecipeError: the format is unknown or cannot hold these images, the files would be too many or too long, or there
-            is something at ``target`` already.
-        MissingError: there is no folder to put it in.
-        LockedError: another process is writing it.
-        DiskSpaceError: it would not fit on the disk.
+        RecipeError: the format is unknown or cannot store these images, there would be too many or too large files, or
+            ``target`` already exists.
+        MissingError: the parent folder of ``target`` does not exist.
+        LockedError: another process is writing to ``target``.
+        DiskSpaceError: the disk has too little free space.
         CorruptError: the pool is damaged.
         LsmixError: a library that the format needs is not installed.
     """
@@ -88,26 +89,26 @@ def write_export(
         job = ExportJob(
             pool=pool, origin=origin, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=count
         )
-        files = sorted(_written(kind, job), key=lambda file: file.path)
+        files = sorted(_file_records(kind, job), key=lambda file: file.path)
         if read != len(pool):
             raise LsmixError(f"the export format {form!r} read {read} rows of {len(pool)}. Report this bug.")
         describe(folder, files)
-        (folder / SUMS_NAME).write_text(_sums(files), encoding="utf-8", newline="\n")
+        (folder / SUMS_NAME).write_text(_sha256sums(files), encoding="utf-8", newline="\n")
         files += [record_file(folder, SUMS_NAME, payload=False), *description_records(folder, EXPORT_STAGE)]
         config = {"format": form, "encoding": encoding if kind.encodes else "raw", "shard_images": shard_images}
         manifest = _manifest(job, config, files)
         if len(files) >= _MANY_FILES:
-            os.sync()  # then the flush of each file has nothing left to write
+            os.sync()  # leaves nothing to do for the flush of each file in write_manifest
         write_manifest(folder, manifest)
     return manifest
 
 
 def _check_encoding(encoding: Encoding, channels: int) -> None:
-    """Raise RecipeError if image files cannot keep images of so many channels exactly."""
+    """Raise RecipeError if the encoding cannot store images with this number of channels exactly."""
     if channels not in (1, 3):
-        raise RecipeError(f"PNG and WebP keep images of 1 or 3 channels, and this pool's have {channels}. Choose hdf5.")
+        raise RecipeError(f"PNG and WebP store 1 or 3 channels, but this pool's images have {channels}. Choose hdf5.")
     if encoding == "webp" and channels == 1:
-        raise RecipeError("WebP has no grey images, and this pool's have one channel. Choose png.")
+        raise RecipeError("WebP cannot store greyscale images, but this pool's images have one channel. Choose png.")
 
 
 def _manifest(job: ExportJob, config: dict[str, Any], files: list[FileRecord]) -> Manifest:
@@ -136,50 +137,50 @@ def _manifest(job: ExportJob, config: dict[str, Any], files: list[FileRecord]) -
 
 
 def check_sums(folder: Path, manifest: Manifest) -> None:
-    """Raise CorruptError unless SHA256SUMS of an export says the same as its manifest."""
+    """Raise CorruptError unless the SHA256SUMS file of an export agrees with its manifest."""
     payload = [file for file in manifest.files if file.payload]
-    if (folder / SUMS_NAME).read_bytes() != _sums(payload).encode():
-        raise CorruptError(
-            f"{str(folder / SUMS_NAME)!r} does not fit the manifest beside it. Do not use this export; make it again."
-        )
+    if (folder / SUMS_NAME).read_bytes() != _sha256sums(payload).encode():
+        path = str(folder / SUMS_NAME)
+        raise CorruptError(f"{path!r} does not match the manifest next to it. Export the pool again.")
 
 
-def _sums(files: list[FileRecord]) -> str:
+def _sha256sums(files: list[FileRecord]) -> str:
     return "".join(f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: file.path))
 
 
-def _written(kind: ExportFormat, job: ExportJob) -> Iterator[FileRecord]:
+def _file_records(kind: ExportFormat, job: ExportJob) -> Iterator[FileRecord]:
     for path in kind.write(job):
         record = record_file(job.folder, path.relative_to(job.folder).as_posix(), payload=True)
         if not is_expected_path(EXPORT_STAGE, record.path):
-            raise LsmixError(f"the export format wrote {record.path!r}, a name that exports do not have.")
+            raise LsmixError(f"the export format wrote {record.path!r}, which is not a valid file name in an export.")
         yield record
     if job.pool.spec:
         shutil.copyfile(job.pool.artifact.file(PLAN_NAME), job.folder / PLAN_NAME)
         yield record_file(job.folder, PLAN_NAME, payload=True)
 
 
-def _shard_images(kind: ExportFormat, asked: int, images: int, row_bytes: int) -> int:
+def _shard_images(kind: ExportFormat, requested: int, images: int, row_bytes: int) -> int:
     if kind.folder_images:
-        if images > _MOST_FILES:
+        if images > _MAX_FILES:
             raise RecipeError(
-                f"this format has a file for each of {images:,} images, and an export has at most {_MOST_FILES:,} files. "
-                "Choose webdataset, parquet or hdf5."
+                f"this format writes one file for each of {images:,} images, but an export may contain at most "
+                f"{_MAX_FILES:,} files. Choose webdataset, parquet or hdf5."
             )
-        if asked > _MOST_HUB_FILES:
+        if requested > _MAX_HUB_FILES:
             raise RecipeError(
-                f"sub-folders of {asked} images: the big hubs refuse 10,000 files and more. Ask for fewer."
+                f"sub-folders of {requested:,} images are too large: the large hubs reject folders with 10,000 files "
+                f"or more. Choose at most {_MAX_HUB_FILES:,} images."
             )
-        return asked or kind.folder_images
-    shard_images = asked or max(_FILE_BYTES // row_bytes, 1)
-    if shard_images < images and -(-images // shard_images) > _MOST_HUB_FILES:
+        return requested or kind.folder_images
+    shard_images = requested or max(_FILE_BYTES // row_bytes, 1)
+    if shard_images < images and -(-images // shard_images) > _MAX_HUB_FILES:
         raise RecipeError(
-            f"{shard_images} images a file make {-(-images // shard_images)} files, and the big hubs refuse 10,000 and "
-            f"more in a folder. Ask for {-(-images // _MOST_HUB_FILES)} images or more."
+            f"{shard_images:,} images per file give {-(-images // shard_images):,} files, but the large hubs reject "
+            f"folders with 10,000 files or more. Choose at least {-(-images // _MAX_HUB_FILES):,} images per file."
         )
-    if min(shard_images, images) * row_bytes > _MOST_FILE_BYTES:
+    if min(shard_images, images) * row_bytes > _MAX_FILE_BYTES:
         raise RecipeError(
-            f"{shard_images} images of {row_bytes} bytes make files of more than 20 GB, which the big hubs refuse. "
-            f"Ask for {_MOST_FILE_BYTES // row_bytes} images or fewer."
+            f"{shard_images:,} images of {format_bytes(row_bytes)} give files of more than 20 GB, which the large hubs "
+            f"reject. Choose at most {_MAX_FILE_BYTES // row_bytes:,} images per file."
         )
     return shard_images

@@ -1,1 +1,1 @@
-"""Loaders that stream the rows of pools and arrays to a training loop."""
+"""Loaders that stream batches of pools and arrays to a training loop."""

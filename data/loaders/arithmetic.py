@@ -1,4 +1,4 @@
-"""The precision and determinism of torch's kernels, set for one block of code."""
+"""A context manager that sets the precision and determinism of torch's kernels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ __all__ = ["arithmetic"]
 
 @contextmanager
 def arithmetic(precision: str = "float32", *, convolutions_only: bool = False) -> Iterator[None]:
-    """Make kernels repeatable inside the block, and let CUDA compute float32 in TF32 for "tf32" only.
+    """Use deterministic kernels inside the block, and TF32 on CUDA only if ``precision`` is "tf32".
 
-    With ``convolutions_only`` matrix products stay in full float32. A CPU always computes in full float32, whatever the
-    caller has set. All settings are put back at the end.
+    With ``convolutions_only``, TF32 is limited to convolutions; matrix products use full float32. The CPU always uses
+    full float32. The previous settings are restored at the end.
     """
-    # Operator by operator, through attributes that torch.backends makes at import and types as no such thing: once
-    # these are set, torch's older flags such as allow_tf32 raise when they are read.
+    # The per-operator attributes are untyped, hence getattr. After setting them, reading torch's older flags such as
+    # allow_tf32 raises.
     cudnn, cuda, cpu = (getattr(torch.backends, name) for name in ("cudnn", "cuda", "mkldnn"))
     fast = "tf32" if precision == "tf32" else "ieee"
     settings: list[tuple[Any, str, Any]] = [

@@ -1,6 +1,6 @@
-"""Batches of plain images in memory or in a memory map, in the same form as a pool's.
+"""A loader for unmixed images in memory or in a memory map, with the same batch type as for pools.
 
-Nothing is mixed here, so both labels are the image's own and the second one's share is 0.
+Both labels are the label of the image, and the share of the second label is 0.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ __all__ = ["ArrayLoader"]
 
 
 class ArrayLoader(EpochLoader[Batch]):
-    """Goes over images in batches, one epoch at a time, in a full permutation that depends on (seed, epoch) alone.
+    """Iterates over images in batches, one epoch at a time, in a permutation that depends only on (seed, epoch).
 
     Args:
-        images: uint8 (N, H, W, C), in memory or mapped.
+        images: uint8 (N, H, W, C), in memory or memory-mapped.
         labels: integers (N,).
-        batch_size: images in a batch of one rank.
-        seed: names the order, together with the epoch.
-        epoch: which pass comes first.
-        parts: ``rank``, ``world_size`` and ``drop_last``, as for ``plan_batches``.
+        batch_size: images per batch and rank.
+        seed: determines the order, together with the epoch.
+        epoch: the first epoch.
+        parts: ``rank``, ``world_size`` and ``drop_last``, passed to ``plan_batches``.
 
     Example:
         >>> import numpy as np
@@ -53,10 +53,10 @@ class ArrayLoader(EpochLoader[Batch]):
             or labels.dtype.kind not in "iu"
         ):
             raise RecipeError(
-                "an array loader takes uint8 images (N, H, W, C) and integer labels (N,); got "
+                "an array loader needs uint8 images (N, H, W, C) and integer labels (N,); got "
                 f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}."
             )
-        self._images = np.asarray(images)  # batches of a np.memmap would be np.memmaps, at some cost
+        self._images = np.asarray(images)  # indexing an np.memmap would return np.memmaps, which is slower
         self._labels = np.asarray(labels, np.int64)
         order = {"labels": hashlib.sha256(self._labels.tobytes()).hexdigest()}
         super().__init__(plan_batches(len(images), batch_size, **parts), order=order, seed=seed, epoch=epoch)

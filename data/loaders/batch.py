@@ -1,6 +1,6 @@
-"""What a loader hands to a training loop.
+"""The batch types that loaders yield.
 
-Every source of batches gives two labels and a share, plain images included, so that one loop trains on all.
+Every loader yields two labels and a share, even for unmixed images, so that one training loop works with all of them.
 """
 
 from typing import NamedTuple
@@ -13,23 +13,23 @@ __all__ = ["Batch", "SoftBatch", "soft_target", "to_batch", "to_device"]
 
 
 class Batch(NamedTuple):
-    """Some images with their labels."""
+    """Images with two labels each."""
 
     images: torch.Tensor  # uint8 (B, C, H, W), channels-last in memory
     label_a: torch.Tensor  # int64 (B,)
-    label_b: torch.Tensor  # int64 (B,); equal to label_a where nothing was mixed
-    share_b: torch.Tensor  # float32 (B,), weight of label_b, 0 to 1; label_a has the rest
+    label_b: torch.Tensor  # int64 (B,); equal to label_a for unmixed images
+    share_b: torch.Tensor  # float32 (B,), weight of label_b, 0 to 1; label_a has weight 1 − share_b
 
 
 class SoftBatch(NamedTuple):
-    """Some images with the weights of all classes."""
+    """Images with a weight for every class."""
 
     images: torch.Tensor  # uint8 (B, C, H, W), channels-last in memory
-    target: torch.Tensor  # float32 (B, classes); each row adds up to 1
+    target: torch.Tensor  # float32 (B, classes); each row sums to 1
 
 
 def soft_target(label_a: torch.Tensor, label_b: torch.Tensor, share_b: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return the target float32 (B, classes) that puts 1 − share_b on label_a and share_b on label_b.
+    """Return soft targets float32 (B, classes) with weight 1 − share_b for label_a and share_b for label_b.
 
     Example:
         >>> import torch
@@ -51,7 +51,7 @@ def to_batch(
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the tensor on ``device``; a copy from the CPU to CUDA is queued there, and the CPU goes on at once."""
+    """Return the tensor on ``device``; copies from the CPU to CUDA are asynchronous."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # a copy from other memory makes the CPU wait
+        tensor = tensor.pin_memory()  # copies from pageable memory block the CPU
     return tensor.to(device, non_blocking=True)

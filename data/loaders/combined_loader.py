@@ -1,7 +1,7 @@
-"""Batches from several sources in one epoch: each batch comes whole from one of them, as drawn.
+"""A loader that draws each batch of an epoch from one of several loaders.
 
-The choice is a pure function of (seed, epoch), and batch i is batch i of the chosen source's own epoch; so
-all sources together give as many images in as many batches as each alone.
+The choice is a pure function of (seed, epoch). Batch i is batch i of the chosen loader's own epoch, so an epoch has as
+many batches and images as an epoch of each single loader.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ __all__ = ["CombinedLoader", "choose_parts"]
 
 
 def choose_parts(seed: int, epoch: int, batches: int, weights: Sequence[float]) -> NDArray[np.int64]:
-    """Return which part each batch of an epoch comes from, int64 (batches,) in 0 to len(weights) − 1.
+    """Draw the source of each batch of an epoch, int64 (batches,) from 0 to len(weights) − 1.
 
-    Each is drawn with the probability of its weight; the weights are positive and need not add up to 1.
+    The probability of a source is proportional to its weight. Weights are positive and need not sum to 1.
 
     Example:
         >>> from lsmix.data.loaders.combined_loader import choose_parts
@@ -29,27 +29,27 @@ def choose_parts(seed: int, epoch: int, batches: int, weights: Sequence[float]) 
     """
     edges = np.cumsum(weights) / np.sum(weights)
     drawn = np.searchsorted(edges, generator(seed, "combine", epoch).random(batches), side="right")
-    return np.minimum(drawn, len(weights) - 1).astype(np.int64)  # the last edge may round to below 1
+    return np.minimum(drawn, len(weights) - 1).astype(np.int64)  # rounding may leave the last edge below 1
 
 
 class CombinedLoader(EpochLoader[Any]):
-    """Goes over an epoch in batches that each come from one of several loaders.
+    """Iterates over an epoch of batches, each of which comes from one of several loaders.
 
     Args:
-        loaders: at least one; all have equally many images, in batches of one size, for the same rank.
-        weights: how often batches come from each, as for ``choose_parts``.
-        seed: names the choice, together with the epoch.
+        loaders: at least one; all with the same number of images, batch size and rank.
+        weights: relative frequency of each loader, as for ``choose_parts``.
+        seed: determines the choice, together with the epoch.
 
     Raises:
-        RecipeError: the loaders differ in their images, batches or ranks.
+        RecipeError: the loaders differ in their number of images, batch size or rank.
     """
 
     def __init__(self, loaders: Sequence[EpochLoader[Any]], weights: Sequence[float], *, seed: int = 0) -> None:
         plans = {loader.plan for loader in loaders}
         if len(plans) != 1:
             raise RecipeError(
-                "sources of one epoch must have equally many images, in batches of one size for one rank; got "
-                f"{', '.join(map(str, plans))}. Make the pools from all of the training images."
+                "loaders can be combined only if they have the same number of images, batch size and rank; got "
+                f"{', '.join(map(str, plans))}. Build the pools from all training images."
             )
         self._loaders = list(loaders)
         self._weights = [float(weight) for weight in weights]

@@ -1,7 +1,7 @@
-"""Replaying work on a CUDA device as one recorded graph, instead of launching thousands of small kernels each time.
+"""CUDA graphs: record a function once and replay it, instead of launching thousands of small kernels for each call.
 
-A recording is used only if its first replay gives the same bits as the plain call. If CUDA cannot record the work, or the
-bits differ, the plain call is used, with a warning.
+A recording is used only if its first replay gives bitwise the same results as a plain call. If recording fails or the
+results differ, the function is called normally from then on, with a warning.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ import torch
 
 __all__ = ["Replayed", "can_record"]
 
-_WARM_UPS = 2  # plain calls on the recording stream, so that libraries make their handles and workspaces before
-_RECORDED_ON = frozenset({"cuda"})  # types of devices
-_MOST_RECORDINGS = 4  # shapes kept by one ``Replayed``; each holds the memory of a whole call
+_WARM_UPS = 2  # plain calls on the recording stream, in which libraries create their handles and workspaces
+_RECORDED_ON = frozenset({"cuda"})  # device types
+_MAX_RECORDINGS = 4  # per ``Replayed``; each keeps the memory of an entire call allocated
 _Function = Callable[..., Sequence[torch.Tensor]]
 
 
@@ -30,44 +30,43 @@ class _Recording(NamedTuple):
     graph: _Graph
     inputs: list[torch.Tensor]
     results: list[torch.Tensor]
-    addresses: tuple[int, ...]  # of the state, which the graph reads and writes there
+    addresses: tuple[int, ...]  # of the state tensors that the graph reads and writes
 
 
 def can_record(device: torch.device) -> bool:
-    """Tell whether work on this device can be recorded."""
+    """Return whether work on this device can be recorded."""
     return device.type in _RECORDED_ON
 
 
 class Replayed:
-    """A function from tensors to tensors, recorded at its first call with their shapes and replayed from then on.
+    """A function of tensors that is recorded at its first call with given input shapes and replayed at later calls.
 
-    The function must not wait for the device, and must read everything else from the same memory each time. It may draw
-    from the device's global generator: a replay draws what a plain call would.
-    Results are copies, which the next call leaves alone. At most four combinations of shapes are kept, those used last.
+    The function must not synchronise with the device, and must read everything but its inputs from the same memory at
+    each call. It may draw from the device's global generator: a replay draws the same numbers as a plain call.
+    Results are copies that later calls do not change. Recordings are kept for the four most recently used combinations
+    of input shapes. On the CPU, the function is called without recording.
 
     Args:
-        function: what to record.
-        state: returns the tensors that the function also reads and that may move, or writes, such as parameters. Where
-            one of them has moved since the recording, the function is recorded again.
-
-    On the CPU it just calls.
+        function: the function to record.
+        state: returns the other tensors that the function writes, and those it reads that may move in memory, such as
+            parameters. If one of them moves, the function is recorded again.
     """
 
     def __init__(self, function: _Function, state: Callable[[], Sequence[torch.Tensor]] = tuple) -> None:
         self._function = function
         self._state = state
-        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}  # the one used last is at the end
+        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}  # least recently used first
         self._plain = False
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return what the function returns for the inputs, which are on one device."""
+        """Call the function; all inputs must be on the same device."""
         if self._plain or not can_record(inputs[0].device):
             return list(self._function(*inputs))
         with _device_guard(inputs[0].device):
             state, shapes = self._state(), tuple([x.shape for x in inputs])
             recording = self._recordings.pop(shapes, None)
             if recording is None or recording.addresses != _addresses(state):
-                del recording  # it may hold the memory that its successor needs
+                del recording  # frees memory that the new recording may need
                 return self._record(inputs, state)
             self._recordings[shapes] = recording
             for own, x in zip(recording.inputs, inputs, strict=True):
@@ -76,32 +75,32 @@ class Replayed:
             return [result.clone() for result in recording.results]
 
     def _record(self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        while len(self._recordings) >= _MOST_RECORDINGS:
+        while len(self._recordings) >= _MAX_RECORDINGS:
             del self._recordings[next(iter(self._recordings))]
-        before, numbers = _copies(state), _generator_state(inputs[0].device)
+        before, generator_state = _copies(state), _generator_state(inputs[0].device)
 
         def restore() -> None:
             _restore(state, before)
-            _set_generator_state(inputs[0].device, numbers)
+            _set_generator_state(inputs[0].device, generator_state)
 
         try:
-            recording, why = self._checked(inputs, state, restore)
-        except RuntimeError as error:  # what cannot be recorded, and memory that ran out
-            recording, why = None, str(error)
+            recording, reason = self._record_and_check(inputs, state, restore)
+        except RuntimeError as error:  # an operation that cannot be recorded, or out of memory
+            recording, reason = None, str(error)
         if recording is None:
-            warnings.warn(f"this work runs without a CUDA graph, and slower: {why}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"continuing without a CUDA graph, which is slower: {reason}", RuntimeWarning, stacklevel=3)
             self._plain = True
-            self._recordings.clear()  # the plain call may want their memory
+            self._recordings.clear()  # frees memory that the plain call may need
             restore()
             before.clear()
             return list(self._function(*inputs))
         self._recordings[tuple([x.shape for x in inputs])] = recording
         return [result.clone() for result in recording.results]
 
-    def _checked(
+    def _record_and_check(
         self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor], restore: Callable[[], None]
     ) -> tuple[_Recording | None, str]:
-        """Record, replay once, and compare with a plain call: the recording, or why there is none."""
+        """Record, replay once, and compare with a plain call; return the recording, or None and the reason."""
         stream = _stream(inputs[0].device)
         with _on_stream(stream):
             for _ in range(_WARM_UPS):
@@ -112,14 +111,14 @@ class Replayed:
         graph, results = _capture(self._function, own, stream)
         restore()
         for result, plain in zip(results, expected, strict=True):
-            result.copy_(plain == 0)  # differs from what is expected everywhere: a graph that does nothing is found
+            result.copy_(plain == 0)  # differs from the expected result everywhere, so an empty graph is detected
         graph.replay()
         if not _same([*results, *state], [*expected, *expected_state]):
-            return None, "its replay gave other numbers than the plain call"
+            return None, "the replay and a plain call gave different results"
         return _Recording(graph, own, results, _addresses(state)), ""
 
 
-# All that touches CUDA; tests without a device put an emulation in its place.
+# All calls of CUDA are below; tests without a device replace these functions by an emulation.
 
 
 @contextmanager
@@ -128,19 +127,19 @@ def _device_guard(device: torch.device) -> Iterator[None]:
         yield
 
 
-@cache  # of one device the same each time: for every stream cuBLAS keeps 32 MiB of its memory
+@cache  # one stream per device, because cuBLAS keeps 32 MiB of device memory for every stream
 def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 @contextmanager
 def _on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Run the block on the stream, behind all work before it and before all work after it."""
-    around = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(around)
+    """Run the block on the stream: after all work queued before the block, and before all work queued after it."""
+    outer_stream = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(outer_stream)
     with torch.cuda.stream(stream):
         yield
-    around.wait_stream(stream)
+    outer_stream.wait_stream(stream)
 
 
 def _generator_state(device: torch.device) -> torch.Tensor:
@@ -154,18 +153,18 @@ def _set_generator_state(device: torch.device, state: torch.Tensor) -> None:
 def _capture(
     function: _Function, inputs: Sequence[torch.Tensor], stream: torch.cuda.Stream
 ) -> tuple[_Graph, list[torch.Tensor]]:
-    """Record a call of ``function``, without running it; return the graph, and the tensors that it will fill."""
+    """Record a call of ``function`` without running it; return the graph and the tensors that a replay fills."""
     device = inputs[0].device
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    around = torch.cuda.current_stream(device)
+    outer_stream = torch.cuda.current_stream(device)
     try:
-        # Other threads, such as one that loads images, may use the device meanwhile.
+        # "thread_local" lets other threads, such as one that loads images, use the device during the capture.
         with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             results = list(function(*inputs))
     except RuntimeError:
-        torch.cuda.set_stream(around)  # torch (2.13) leaves the capture's own one current where its end fails
-        # Before 2.12 torch leaves the pool of a failed capture open, and each later empty_cache() fails an assertion
-        # (https://github.com/pytorch/pytorch/pull/180395).
+        torch.cuda.set_stream(outer_stream)  # torch (2.13) leaves the capture stream current if ending it fails
+        # Before 2.12, torch leaves the memory pool of a failed capture open; later calls of empty_cache() then fail an
+        # assertion (https://github.com/pytorch/pytorch/pull/180395).
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(device.index, pool)
         raise
@@ -174,9 +173,9 @@ def _capture(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Collect garbage now and not inside the block, where a CUDA graph among it would make the recording fail.
+    """Collect garbage now and not inside the block, where freeing a CUDA graph would make the recording fail.
 
-    torch did so itself until 2.8 (https://github.com/pytorch/pytorch/pull/161037).
+    torch did this itself until 2.8 (https://github.com/pytorch/pytorch/pull/161037).
     """
     gc.collect()
     enabled = gc.isenabled()
@@ -193,7 +192,7 @@ def _addresses(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
 
 
 def _copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return copies without autograd's graph: that would keep nodes of this stream, which break a recording on another."""
+    """Return detached copies; autograd nodes created on this stream would break a recording on another stream."""
     return [tensor.detach().clone() for tensor in tensors]
 
 
@@ -204,6 +203,6 @@ def _restore(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) ->
 
 
 def _same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
-    """Tell whether tensors are equal, bit for bit; a failed decode may hold infinities and NaN."""
+    """Return whether all tensors are exactly equal; NaN equals NaN because a failed decode may contain it."""
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in pairs)

@@ -1,7 +1,7 @@
-"""The streamer: batches of a pool, shuffled, in an order that depends on (seed, epoch) alone.
+"""The loader that streams shuffled batches of a pool, in an order that depends only on (seed, epoch).
 
-Images are shuffled in windows of some blocks of 256 rows, so a batch is read from a few mapped chunks. There is no copy of
-the pool in memory, only the labels of a pool of up to 262,144 rows (20 bytes each) and the batches that wait to be taken.
+Images are shuffled within windows of several blocks of 256 rows, so a batch is read from a few memory-mapped chunks.
+Only the labels of pools of up to 262,144 rows (20 bytes per row) and the batches read ahead are kept in memory.
 """
 
 from pathlib import Path
@@ -17,37 +17,37 @@ from lsmix.data.pool import Pool, open_pool
 
 __all__ = ["PoolLoader"]
 
-_BLOCK_ROWS = 256  # divides the rows of a chunk, unless a recipe sets others
+_BLOCK_ROWS = 256  # divides the default number of rows per chunk
 _Batch = TypeVar("_Batch", covariant=True)
-_ROWS_KEPT = 1 << 18  # rows of a pool whose labels are kept in memory: 5 MB, of up to 32 chunks
+_ROWS_KEPT = 1 << 18  # largest pool whose labels are kept in memory: 5 MB, from up to 32 chunks
 
 
 class PoolLoader(EpochLoader[_Batch]):
-    """Goes over a pool in batches, one epoch at a time.
+    """Iterates over a pool in batches, one epoch at a time.
 
-    Each sample comes once per epoch. Ranks get disjoint, equally many batches; with more than one rank, the up to
-    ``world_size`` − 1 samples that would be left over are dropped. Inside ``torch.utils.data.DataLoader`` pass
-    ``batch_size=None``; its workers share the batches, and the order stays the same. Call ``set_epoch`` before each
-    pass.
+    Each sample is yielded once per epoch. All ranks get the same number of batches, with disjoint samples; with more
+    than one rank, up to ``world_size`` − 1 remaining samples are dropped. To use a loader in a
+    ``torch.utils.data.DataLoader``, pass ``batch_size=None``; its workers share the batches, and the order stays the
+    same. Call ``set_epoch`` before each epoch.
+
+    Images are uint8 (B, C, H, W), channels-last in memory, and may be modified by the caller.
 
     Args:
-        pool: an open pool, or the path or URL of one.
-        batch_size: images in a batch of one rank.
-        seed: names the order, together with the epoch.
-        epoch: which pass comes first.
-        rank: which of ``world_size`` equal parts of each step to take; None for that of torch.distributed, if it is
-            initialised, or of torchrun.
-        world_size: number of parts; None as for ``rank``.
-        drop_last: leave out a last batch that is not full.
+        pool: an open pool, or its path or URL.
+        batch_size: images per batch and rank.
+        seed: determines the order, together with the epoch.
+        epoch: the first epoch.
+        rank: index of this process, 0 to ``world_size`` − 1; None for the rank in torch.distributed, if it is
+            initialised, or in torchrun.
+        world_size: number of ranks that share an epoch; None as for ``rank``.
+        drop_last: omit the last batch if it is not full.
         shuffle: False keeps the pool's order.
-        shuffle_blocks: blocks of 256 rows whose images are shuffled together. More shuffle better, but read from more
-            chunks at a time, of which a process maps at most 64.
-        read_ahead_bytes: size of the batches that a background thread may have ready; 0 for no thread.
-        labels: "pair" gives ``Batch``; "soft" gives ``SoftBatch``, (images, target float32 (B, classes)). A pool that
-            mixes more than two sources fits "soft" only.
-        copies: "all" takes every copy in each epoch; "cycle" takes copy ``epoch % pool.copies``.
-
-    Images are uint8 (B, C, H, W), channels-last in memory, and belong to the caller.
+        shuffle_blocks: number of blocks of 256 rows that are shuffled together. More blocks shuffle better but read
+            from more chunks at a time; a process maps at most 64 chunks.
+        read_ahead_bytes: total size of the batches that a background thread prepares; 0 for no thread.
+        labels: "pair" yields ``Batch``; "soft" yields ``SoftBatch``, i.e. (images, target float32 (B, classes)). Pools
+            that mix more than two sources need "soft".
+        copies: "all" yields every copy in each epoch; "cycle" yields copy ``epoch % pool.copies``.
     """
 
     @overload
@@ -68,7 +68,7 @@ class PoolLoader(EpochLoader[_Batch]):
         labels: Literal["soft"],
         **options: Any,
     ) -> None: ...
-    def __init__(  # type: ignore[misc]  # which names the options that the overloads leave open
+    def __init__(  # type: ignore[misc]  # names the options that the overloads summarise as **options
         self,
         pool: Pool | Path | str,
         batch_size: int,
@@ -92,14 +92,14 @@ class PoolLoader(EpochLoader[_Batch]):
             or read_ahead_bytes < 0
         ):
             raise RecipeError(
-                "a pool loader takes labels 'pair' or 'soft', copies 'all' or 'cycle', shuffle_blocks ≥ 1 and "
+                "a pool loader needs labels 'pair' or 'soft', copies 'all' or 'cycle', shuffle_blocks ≥ 1 and "
                 f"read_ahead_bytes ≥ 0; got labels={labels!r}, copies={copies!r}, shuffle_blocks={shuffle_blocks}, "
                 f"read_ahead_bytes={read_ahead_bytes}."
             )
         if self.pool.sources > 2 and labels != "soft":
             raise RecipeError(
-                f"pool {self.pool.location!r} mixes {self.pool.sources} sources, which two labels cannot tell; got "
-                f"labels={labels!r}. Use labels='soft'."
+                f"pool {self.pool.location!r} mixes {self.pool.sources} sources, which labels={labels!r} cannot "
+                "represent. Use labels='soft'."
             )
         batch_bytes = max(batch_size, 1) * self.pool.image.row_bytes
         self.shuffle = shuffle
@@ -138,7 +138,7 @@ class PoolLoader(EpochLoader[_Batch]):
             shuffle=self.shuffle,
         )
         names = ["label_a", "label_b", "share_b", *(("label_more", "share_more") if pool.sources > 2 else ())]
-        # Read at once where that is small; else with the images, at the cost of half of the speed.
+        # Labels of small pools are read in advance. Reading them with each batch would halve the speed.
         kept = pool.rows(rows.start, rows.stop, names) if len(rows) <= _ROWS_KEPT else {}
 
         def read(start: int, stop: int) -> Batch | SoftBatch:
@@ -149,7 +149,7 @@ class PoolLoader(EpochLoader[_Batch]):
             if self.labels == "pair":
                 return batch
             target = soft_target(*batch[1:], classes=len(pool.class_names))
-            if more:  # the third source and those behind it take their shares off the first one's
+            if more:  # subtract the shares of the third and all further sources from the first source's share
                 labels, shares = map(torch.from_numpy, more)
                 target.scatter_add_(1, labels, shares)
                 target.scatter_add_(1, batch.label_a[:, None], -shares.sum(dim=1, keepdim=True))

@@ -1,6 +1,6 @@
-"""The processes that train one model together. Each computes its part of every batch; then they average the gradients.
+"""Data-parallel training: each rank computes its part of every batch, then all ranks average their gradients.
 
-torch is imported when something is sent, so that stages can name their ranks without it.
+torch is imported only for communication, because stages use ``Ranks`` in processes that do not import torch.
 """
 
 import atexit
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["ALONE", "LostRankError", "Ranks", "join_ranks"]
 
-# Ranks wait as long as the first one works alone. A rank that ends closes its connections, which the others see at once.
+# Ranks must wait while the first rank works alone. A timeout is not needed to detect lost ranks: when a rank exits, its
+# connections close, and the other ranks notice that immediately.
 _TIMEOUT = timedelta(days=365)
 
 
 class LostRankError(LsmixError):
-    """Another rank ended."""
+    """Another rank has exited."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among those that train together. ``Ranks()`` is a process that trains alone and sends nothing.
+    """The rank of this process in data-parallel training. ``Ranks()`` stands for training in a single process.
 
-    If another rank is gone, all methods that send raise LostRankError.
+    Methods that communicate raise LostRankError if another rank has exited.
 
     Example:
         >>> from lsmix.data.loaders.ranks import Ranks
@@ -57,7 +58,7 @@ class Ranks:
         return max(1, count // self.size_here)
 
     def average(self, tensors: Sequence["Tensor"]) -> None:
-        """Replace tensors of one type by their means over all ranks."""
+        """Replace tensors, all of the same dtype, by their means over all ranks."""
         if self.size == 1 or not tensors:
             return
         import torch
@@ -71,18 +72,18 @@ class Ranks:
                 tensor.copy_(mean.view_as(tensor))
 
     def broadcast(self, value: Any = None) -> Any:
-        """Return the first rank's value. Tensors in it must be on the CPU."""
+        """Return the first rank's value on all ranks. Tensors in it must be on the CPU."""
         if self.size == 1:
             return value
         from torch import distributed
 
-        held = [value]
+        values = [value]
         with _connected():
-            distributed.broadcast_object_list(held, src=0)
-        return held[0]
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def stop_point(self) -> None:
-        """Raise KeyboardInterrupt on all ranks if a signal asked one of them to stop."""
+        """Raise KeyboardInterrupt on all ranks if one of them received a signal to stop."""
         if self.size == 1:
             stop_point()
             return
@@ -102,21 +103,21 @@ ALONE: Final = Ranks()
 def _connected() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # which gloo and NCCL raise
+    except RuntimeError as error:  # raised by gloo and NCCL
         raise LostRankError(
-            "another rank ended, so this one ends, too. What is done is kept: repair what the other rank reports, and "
-            "run again."
+            "another rank exited, so this rank stops too. Completed work is kept. Fix the problem that the other rank "
+            "reported, and run the command again."
         ) from error
 
 
 def join_ranks() -> Ranks:
-    """Join the processes that torchrun started with this one."""
+    """Join the process group of torchrun and return this process's rank."""
     import torch
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _connected():
         torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
-    atexit.register(torch.distributed.destroy_process_group)  # its threads abort a process that exits without
+    atexit.register(torch.distributed.destroy_process_group)  # otherwise its threads abort the process at exit
     return Ranks(
         rank=torch.distributed.get_rank(),
         size=torch.distributed.get_world_size(),

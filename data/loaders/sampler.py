@@ -1,6 +1,7 @@
-"""The order in which an epoch goes through rows, and how batches and ranks cut it.
+"""The order of rows in an epoch, and its split into batches and ranks.
 
-Both are pure functions of (seed, epoch) and sizes; nothing depends on workers or timing, so any pass can be repeated, resumed in its middle, or split among another number of ranks.
+Both are pure functions of (seed, epoch) and sizes, independent of workers and timing. Any epoch can therefore be
+repeated, resumed in the middle, or split among another number of ranks.
 """
 
 import os
@@ -17,18 +18,18 @@ __all__ = ["BatchPlan", "EpochOrder", "plan_batches"]
 
 
 class EpochOrder:
-    """A shuffled order of the rows of a range, in which neighbours come from few blocks of rows.
+    """A shuffled order of a range of rows, in which consecutive rows come from few blocks.
 
-    Blocks are shuffled and taken in windows of ``window_blocks``; the rows of a window are shuffled among each other.
-    A window is the only thing kept in memory, and any part of the order is found without going through the rest.
+    Blocks are shuffled and grouped into windows of ``window_blocks``; the rows of each window are shuffled together.
+    Only one window is kept in memory, and any part of the order can be computed without the rest.
 
     Args:
-        rows: the rows to order; the first and the last block are cut to it.
-        block_rows: rows in a block, counted from row 0. As long as the range or longer: a full permutation.
-        window_blocks: blocks in a window, at least 1.
-        seed: names the order, together with ``epoch``.
-        epoch: which pass.
-        shuffle: False keeps the rows in their order.
+        rows: the rows to order; the first and the last block are clipped to this range.
+        block_rows: rows per block, counted from row 0. A block as long as the range gives a full permutation.
+        window_blocks: blocks per window, at least 1.
+        seed: determines the order, together with ``epoch``.
+        epoch: the epoch.
+        shuffle: False keeps the rows in ascending order.
 
     Example:
         >>> from lsmix.data.loaders.sampler import EpochOrder
@@ -81,10 +82,10 @@ class EpochOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How the rest of an epoch is cut into batches for one of several ranks.
+    """The split of an epoch, or of the rest of one, into the batches of one rank.
 
-    Every step takes ``batch_size`` positions for each rank, rank 0 first. All ranks get equally many, equally large
-    batches: with more than one rank, the up to ``world_size`` − 1 positions that would be left over are dropped.
+    Every step consumes ``batch_size`` positions for each rank, rank 0 first. All ranks get the same number of batches,
+    of the same sizes: with more than one rank, up to ``world_size`` − 1 remaining positions are dropped.
 
     Example:
         >>> from lsmix.data.loaders.sampler import BatchPlan
@@ -93,33 +94,33 @@ class BatchPlan:
         [(2, 4), (6, 8), (9, 10)]
     """
 
-    total: int  # positions in the whole epoch
-    position: int = 0  # first position that is still to come, the same for all ranks
-    batch_size: int  # of one rank, at least 1
+    total: int  # positions in the entire epoch
+    position: int = 0  # first position of the rest, the same for all ranks
+    batch_size: int  # per rank, at least 1
     rank: int = 0  # 0 to world_size − 1
     world_size: int = 1  # at least 1
-    drop_last: bool = False  # whether a last batch that is not full is left out
+    drop_last: bool = False  # omit the last batch if it is not full
 
     @property
-    def _whole(self) -> int:
+    def _full_batches(self) -> int:
         return (self.total - self.position) // (self.batch_size * self.world_size)
 
     @property
-    def _tail(self) -> int:
-        rest = self.total - self.position - self._whole * self.batch_size * self.world_size
+    def _last_size(self) -> int:
+        rest = self.total - self.position - self._full_batches * self.batch_size * self.world_size
         return 0 if self.drop_last else rest // self.world_size
 
     def __len__(self) -> int:
-        return self._whole + (self._tail > 0)
+        return self._full_batches + (self._last_size > 0)
 
     def span(self, batch: int) -> tuple[int, int]:
-        """Return the first position of a batch and the one behind its last."""
-        size = self.batch_size if batch < self._whole else self._tail
+        """Return the positions of a batch as (start, stop)."""
+        size = self.batch_size if batch < self._full_batches else self._last_size
         start = self.position + batch * self.batch_size * self.world_size + self.rank * size
         return start, start + size
 
     def position_after(self, batches: int) -> int:
-        """Return the first position that is still to come when each rank has had this many batches."""
+        """Return the next position after this many batches on each rank."""
         if batches >= len(self):
             return self.total
         return self.position + batches * self.batch_size * self.world_size
@@ -128,10 +129,10 @@ class BatchPlan:
 def plan_batches(
     total: int, batch_size: int, *, rank: int | None = None, world_size: int | None = None, drop_last: bool = False
 ) -> BatchPlan:
-    """Return how an epoch is cut for one rank; by default for that of torch.distributed, or of torchrun.
+    """Split an epoch into batches for one rank, by default this process's rank in torch.distributed or torchrun.
 
     Raises:
-        RecipeError: a number is out of its range, or no batch would come.
+        RecipeError: an argument is out of range, or there would be no batches.
     """
     own_rank, ranks = _this_rank()
     rank = own_rank if rank is None else rank
@@ -144,14 +145,14 @@ def plan_batches(
     plan = BatchPlan(total=total, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=drop_last)
     if not len(plan):
         raise RecipeError(
-            f"no batch would ever come: {total} images over {world_size} ranks in batches of {batch_size} "
-            f"with drop_last={drop_last}. Take smaller batches."
+            f"an epoch would have no batches: {total:,} images on {world_size} ranks in batches of {batch_size} "
+            f"with drop_last={drop_last}. Use smaller batches."
         )
     return plan
 
 
 def _this_rank() -> tuple[int, int]:
-    """Return rank and world size of this process."""
+    """Return the rank and world size of this process."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # set by torchrun

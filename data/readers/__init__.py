@@ -1,1 +1,1 @@
-"""Readers of published data sets: one module a format, and what they share."""
+"""Readers of published data sets, with one module per format."""

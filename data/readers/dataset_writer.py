@@ -1,4 +1,4 @@
-"""Splitting a published data set and writing ``dataset.h5``. No test image gets into the training split."""
+"""Split a published data set and write it to ``dataset.h5``. Training, held-out and test images are disjoint."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,7 @@ import numpy.typing as npt
 
 from lsmix.data.atomic import atomic_path
 from lsmix.data.dataset import COLUMNS, FORMAT_VERSION, MAX_NAMES_BYTES, MAX_TEXT_BYTES
-from lsmix.data.errors import (
-    RecipeError,
-    SourceError,
-)
+from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.hdf5_writer import Extent, new_hdf5, reserve, write_rows
 from lsmix.data.readers.source_images import PublishedData
 from lsmix.data.rng import stratified_sample
@@ -29,9 +26,9 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Rows:
-    """Which rows of which published split make up one of ours."""
+    """The rows of a published split that form one split of ``dataset.h5``."""
 
-    published_split: str  # "train" or "test"
+    published_split: str  # "train", "heldout" or "test"
     index: npt.NDArray[np.int64]  # (N,), ascending
 
 
@@ -44,18 +41,20 @@ def plan_splits(
     limit: int | None,
     seed: int,
 ) -> dict[str, Rows]:
-    """Choose the rows of each split; every choice keeps each class at its share.
+    """Choose the rows of each split by stratified sampling, which preserves the class proportions.
 
     Args:
-        labels: of each published split.
-        class_names: by label.
-        heldout: held-out images. Of a published split, 0 means all; without one, so many are kept back from train.
-        test: images of the test split. Of a published one, 0 means all; without one, they are taken from train.
-        limit: published training images to use at all, before held-out and test ones are taken off; None for all.
-        seed: of the choices.
+        labels: labels of each published split.
+        class_names: class names by label.
+        heldout: number of held-out images. If the data set publishes held-out images, 0 means all of them; otherwise
+            they are taken from the training images.
+        test: number of test images. If the data set publishes test images, 0 means all of them; otherwise they are
+            taken from the training images.
+        limit: number of published training images to use, including those taken for the other splits; None for all.
+        seed: seed of the sampling.
 
     Raises:
-        RecipeError: the numbers don't add up, would leave no train or no test image, or a class without one in train.
+        RecipeError: the numbers do not add up, or a split or the training images of a class would be empty.
     """
     rows = len(labels["train"])
     sizes = {name: len(split) for name, split in labels.items()}
@@ -76,7 +75,7 @@ def plan_splits(
 
 
 def _check_classes(labels: Mapping[str, Labels], class_names: Sequence[str], plan: Mapping[str, Rows]) -> None:
-    """Refuse a plan that leaves classes of any split without training images."""
+    """Raise RecipeError if a class that occurs in any split has no training images."""
     used = {name: np.unique(labels[rows.published_split][rows.index]) for name, rows in plan.items()}
     lost = sorted({class_names[label] for split in used.values() for label in np.setdiff1d(split, used["train"])})
     if lost:
@@ -124,9 +123,9 @@ def _check_counts(sizes: Mapping[str, int], *, heldout: int, test: int, kept: in
 def write_dataset(
     path: Path, published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int
 ) -> dict[str, int]:
-    """Split ``published`` as ``plan_splits`` says and write it to ``path``, durably; return the images in each split.
+    """Split ``published`` with ``plan_splits`` and write it to ``path``; return the number of images in each split.
 
-    The same arguments give the same bytes.
+    The file is written atomically and flushed to disk. The same arguments give the same bytes.
 
     Raises:
         RecipeError: the splits are impossible.
@@ -134,46 +133,51 @@ def write_dataset(
     """
     labels = {name: split.labels for name, split in published.splits.items()}
     plan = plan_splits(labels, published.class_names, heldout=heldout, test=test, limit=limit, seed=seed)
-    with atomic_path(path) as beside:
-        _write_file(beside, published, plan)
+    with atomic_path(path) as temporary:
+        _write_file(temporary, published, plan)
     return {split: len(rows.index) for split, rows in plan.items()}
 
 
 def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) -> None:
-    with new_hdf5(path, lambda file: _lay_out(file, published, plan)) as (stream, places):
+    with new_hdf5(path, lambda file: _create_arrays(file, published, plan)) as (stream, extents):
         for name, rows in plan.items():
             source = published.splits[rows.published_split]
             block = max(1, _BLOCK_BYTES // math.prod(source.images.shape[1:]))
             for start in range(0, len(rows.index), block):
                 index = rows.index[start : start + block]
-                write_rows(stream, places[f"{name}/images"], start, source.images[index])
-                write_rows(stream, places[f"{name}/labels"], start, source.labels[index].astype("<i8"))
-                write_rows(stream, places[f"{name}/source_index"], start, index.astype("<i8"))
+                write_rows(stream, extents[f"{name}/images"], start, source.images[index])
+                write_rows(stream, extents[f"{name}/labels"], start, source.labels[index].astype("<i8"))
+                write_rows(stream, extents[f"{name}/source_index"], start, index.astype("<i8"))
 
 
-def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Extent]:
-    """Write all but the rows, and return the places of the arrays."""
+def _create_arrays(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Extent]:
+    """Create the arrays and write the metadata; return the extent of each array."""
     file.attrs["format_version"] = np.int64(FORMAT_VERSION)
     names = msgspec.json.encode(published.class_names)
     if len(names) > MAX_NAMES_BYTES:
-        raise SourceError(f"the class names have {len(names)} bytes; at most {MAX_NAMES_BYTES} fit. Shorten them.")
+        raise SourceError(
+            f"the class names have {len(names):,} bytes, but at most {MAX_NAMES_BYTES:,} can be stored. Shorten them."
+        )
     file.create_dataset("class_names", data=np.frombuffer(names, np.uint8), track_times=False)
     _write_text(file, "licence", published.licence)
     _write_text(file, "citation", published.citation)
-    places = {}
+    extents = {}
     for split, rows in plan.items():
         group = file.create_group(split)
         _write_text(group, "published_split", rows.published_split)
         image_shape = published.splits[rows.published_split].images.shape[1:]
         for name, (dtype, _) in COLUMNS.items():
             shape = (len(rows.index), *(image_shape if name == "images" else ()))
-            places[f"{split}/{name}"] = reserve(group.create_dataset(name, shape, dtype, track_times=False))
-    return places
+            extents[f"{split}/{name}"] = reserve(group.create_dataset(name, shape, dtype, track_times=False))
+    return extents
 
 
 def _write_text(item: Any, name: str, text: str) -> None:
-    # Of fixed length: HDF5 2.0.0 was seen to loop without end on a damaged heap, where texts of free length lie.
+    # Fixed-length strings, because HDF5 stores variable-length strings in a heap, and HDF5 2.0.0 can loop forever on a
+    # damaged heap.
     content = text.encode()
     if len(content) > MAX_TEXT_BYTES:
-        raise SourceError(f"the data set's {name} has {len(content)} bytes; at most {MAX_TEXT_BYTES} fit. Shorten it.")
+        raise SourceError(
+            f"the data set's {name} has {len(content):,} bytes, but at most {MAX_TEXT_BYTES:,} can be stored. Shorten it."
+        )
     item.attrs.create(name, content or b"\0", dtype=h5py.string_dtype("utf-8", max(1, len(content))))

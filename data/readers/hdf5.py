@@ -1,7 +1,8 @@
-"""Data sets in an HDF5 file: images and labels by name, and the ``dataset.h5`` that lsmix writes.
+"""Reader for HDF5 files with arrays of images and labels, including the ``dataset.h5`` that lsmix writes.
 
-Before HDF5 reads anything, this module checks that the numbers are in this file, fit its size, use known filters, and that each chunk
-unpacks to exactly its size. Held-out images of a ``dataset.h5`` count as training images again.
+Before HDF5 reads any data, this module checks that the arrays are stored in this file, are plausible for its size, use
+known filters, and that every chunk decompresses to exactly its size. Held-out images of a ``dataset.h5`` are read as
+training images.
 """
 
 import math
@@ -13,7 +14,7 @@ import h5py
 import numpy.typing as npt
 
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
-from lsmix.data.errors import SourceError
+from lsmix.data.errors import SourceError, format_bytes
 from lsmix.data.readers.named_arrays import LAYOUTS, choose_names, number_classes, to_split
 from lsmix.data.readers.source_images import (
     UNPACK_RATIO,
@@ -30,15 +31,15 @@ __all__ = ["HDF5"]
 
 _KEYS = sorted({name for layout in LAYOUTS for names in layout for name in names})
 _NAMES = "class_names"
-_SPARE_BYTES = 256 << 20  # that any array may take: labels alone can shrink a thousandfold, images don't
-_MAX_CHUNK_BYTES = 256 << 20  # HDF5 unpacks a chunk in memory, and takes up to four times as much on the way
+_SPARE_BYTES = 256 << 20  # any compression ratio is allowed up to this size; labels, unlike images, can exceed 1000:1
+_MAX_CHUNK_BYTES = 256 << 20  # HDF5 decompresses a chunk in memory, where it needs up to four times its size
 _PIECE_BYTES = 1 << 16
-_SLACK_BYTES = 64  # by which deflate may lengthen a chunk, beside a fiftieth of it
-_CHECKSUM_BYTES = 4  # that fletcher32 puts behind a chunk
+_SLACK_BYTES = 64  # deflate may enlarge a chunk by this number of bytes plus 2%
+_CHECKSUM_BYTES = 4  # appended to a chunk by fletcher32
 _FILTERS = frozenset(
     [h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF]
 )
-# What h5py raises on damaged files.
+# Exceptions that h5py raises for damaged files.
 _ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, MemoryError, zlib.error)
 
 
@@ -47,25 +48,25 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> PublishedData:
-    # Locking is off, since read-only mounts refuse locks.
+    # Without locking, because read-only mounts do not support locks.
     with (
-        refused_if_damaged(repr(str(path)), "HDF5 file", *_ERRORS, advice="Write it again."),
+        refused_if_damaged(repr(str(path)), "an HDF5 file", *_ERRORS, advice="Write it again."),
         h5py.File(path, "r", locking=False) as file,
     ):
-        ours = "format_version" in file.attrs and set(SPLIT_NAMES) <= set(file)
-        data = None if ours else _read_foreign(path, file)
-    return data or _from_ours(open_dataset(path))
+        written_by_lsmix = "format_version" in file.attrs and set(SPLIT_NAMES) <= set(file)
+        data = None if written_by_lsmix else _read_arrays(path, file)
+    return data or _from_dataset(open_dataset(path))
 
 
-def _from_ours(data: DataSet) -> PublishedData:
-    own = {name: Split(split.images, split.labels) for name, split in data.splits.items() if len(split)}
-    splits = {"train": join_splits([own[name] for name in ("train", "heldout") if name in own])}
-    if "test" in own:
-        splits["test"] = own["test"]
+def _from_dataset(data: DataSet) -> PublishedData:
+    stored = {name: Split(split.images, split.labels) for name, split in data.splits.items() if len(split)}
+    splits = {"train": join_splits([stored[name] for name in ("train", "heldout") if name in stored])}
+    if "test" in stored:
+        splits["test"] = stored["test"]
     return PublishedData(splits=splits, class_names=data.class_names, licence=data.licence, citation=data.citation)
 
 
-def _read_foreign(path: Path, file: Any) -> PublishedData:
+def _read_arrays(path: Path, file: Any) -> PublishedData:
     where = repr(str(path))
     keys = [key for key in _KEYS if _find_array(where, file, key) is not None]
     splits = {}
@@ -78,7 +79,7 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
 
 
 def _find_array(where: str, file: Any, name: str) -> Any:
-    """Return an array of the file by its path, or None if there is none; a link to elsewhere is a SourceError."""
+    """Return an array by its path in the file, or None if it does not exist; raise SourceError for links."""
     item = file
     for part in name.split("/"):
         link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
@@ -86,7 +87,7 @@ def _find_array(where: str, file: Any, name: str) -> Any:
             return None
         if not isinstance(link, h5py.HardLink):
             raise SourceError(
-                f"{where} links {name!r} to another place, which is never followed. Copy the data into it."
+                f"{where} contains {name!r} as a link. lsmix does not follow links; copy the data into the file."
             )
         item = item[part]
     return item if isinstance(item, h5py.Dataset) else None
@@ -96,8 +97,8 @@ def _read_names(path: Path, item: Any) -> tuple[str, ...]:
     stored = item.id.get_type()
     if not isinstance(stored, h5py.h5t.TypeStringID) or stored.is_variable_str() or item.ndim != 1:
         raise SourceError(
-            f"{item.name!r} of {str(path)!r} must be a one-dimensional array of text of fixed length; got {item.dtype} of "
-            f"shape {item.shape}. Save numpy.char.encode([...names...], 'utf-8')."
+            f"{item.name!r} in {str(path)!r} must be a one-dimensional array of fixed-length strings; got {item.dtype} "
+            f"of shape {item.shape}. Save numpy.char.encode([...names...], 'utf-8')."
         )
     _check_storage(path, item)
     return tuple(name.decode("utf-8", "replace") for name in item[:].tolist())
@@ -106,7 +107,7 @@ def _read_names(path: Path, item: Any) -> tuple[str, ...]:
 def _read_numbers(path: Path, item: Any) -> npt.NDArray[Any]:
     if not isinstance(item.id.get_type(), h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID):
         raise SourceError(
-            f"{item.name!r} of {str(path)!r} holds {item.dtype}; only plain numbers are read, never objects or records."
+            f"{item.name!r} in {str(path)!r} has the type {item.dtype}; lsmix reads numbers, no objects or records."
         )
     _check_storage(path, item)
     array: npt.NDArray[Any] = item[...]
@@ -114,27 +115,27 @@ def _read_numbers(path: Path, item: Any) -> npt.NDArray[Any]:
 
 
 def _check_storage(path: Path, item: Any) -> None:
-    """Raise SourceError if reading an array could reach outside the file or take far more memory than it has bytes."""
-    where = f"{item.name!r} of {str(path)!r}"
+    """Raise SourceError if reading an array could access other files or need far more memory than the file's size."""
+    where = f"{item.name!r} in {str(path)!r}"
     plist = item.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
-        raise SourceError(f"{where} is stored in other files, which are never opened. Copy the data into it.")
+        raise SourceError(f"{where} is stored in other files, which lsmix does not open. Copy the data into this file.")
     file_bytes = path.stat().st_size
     size = math.prod(map(int, item.shape)) * item.id.get_type().get_size()
     if size > most_unpacked(file_bytes, _SPARE_BYTES):
         raise SourceError(
-            f"{where} would take {size} bytes, more than {UNPACK_RATIO} times those of its file ({file_bytes}). "
-            "Do not use it, or write it again without filters."
+            f"{where} needs {format_bytes(size)}, more than {UNPACK_RATIO} times the size of the file "
+            f"({format_bytes(file_bytes)}). If you trust it, write it again without filters."
         )
     if plist.get_layout() == h5py.h5d.CHUNKED:
         _check_chunks(where, item, plist, file_bytes)
     elif min(item.id.get_storage_size(), file_bytes) < size:
-        raise _unwritten(where)
+        raise _incomplete(where)
 
 
-def _unwritten(where: str) -> SourceError:
-    # HDF5 reads missing chunks as zeros.
-    return SourceError(f"{where} was never written whole, or is damaged. Write it again.")
+def _incomplete(where: str) -> SourceError:
+    # Checked here because HDF5 reads missing chunks as zeros.
+    return SourceError(f"{where} was not written completely, or is damaged. Write it again.")
 
 
 def _check_chunks(where: str, item: Any, plist: Any, file_bytes: int) -> None:
@@ -143,49 +144,50 @@ def _check_chunks(where: str, item: Any, plist: Any, file_bytes: int) -> None:
     chunk = math.prod(map(int, item.chunks)) * item.id.get_type().get_size()
     packer = next((code for code in codes if code in _UNPACKED_SIZES), None)
     after = codes[codes.index(packer) + 1 :] if packer is not None else []
-    odd = len(set(codes)) < len(codes) or set(_UNPACKED_SIZES) <= set(codes)
-    if not set(codes) <= _FILTERS or odd or after not in ([], [h5py.h5z.FILTER_FLETCHER32]):
+    repeated = len(set(codes)) < len(codes) or set(_UNPACKED_SIZES) <= set(codes)
+    if not set(codes) <= _FILTERS or repeated or after not in ([], [h5py.h5z.FILTER_FLETCHER32]):
         raise SourceError(
-            f"{where} is stored through filters that are not read here; shuffle, then gzip or lzf, then fletcher32 are. "
-            "Write it again."
+            f"{where} uses filters that lsmix does not support. Write it again without filters, or with shuffle, then "
+            "gzip or lzf, then fletcher32."
         )
     if chunk > _MAX_CHUNK_BYTES:
         raise SourceError(
-            f"{where} has chunks of {chunk} bytes; at most {_MAX_CHUNK_BYTES} are read. Write it again with smaller chunks."
+            f"{where} has chunks of {format_bytes(chunk)}; lsmix reads chunks of at most "
+            f"{format_bytes(_MAX_CHUNK_BYTES)}. Write it again with smaller chunks."
         )
     for code, _, values, _ in filters:
-        # The third value of LZF is the size that it sets aside for a chunk.
+        # The third value of LZF is the size of the buffer that it allocates for a chunk.
         if code == h5py.h5z.FILTER_LZF and len(values) > 2 and values[2] > chunk:
-            raise SourceError(f"{where} is damaged: its filter expects other chunks. Do not use it.")
+            raise SourceError(f"{where} is damaged: its filter expects chunks of another size. Write it again.")
     count = math.prod(-(-length // side) for length, side in zip(item.shape, item.chunks, strict=True))
     if count > file_bytes or item.id.get_num_chunks() != count:
-        raise _unwritten(where)
+        raise _incomplete(where)
     stored: list[Any] = []
-    item.id.chunk_iter(stored.append)  # in one pass; asked for one by one, each would be searched from the first on
+    item.id.chunk_iter(stored.append)  # one pass; get_chunk_info(i) would search from the first chunk for every i
     for info in stored:
         _check_chunk(where, item, info, codes, chunk)
 
 
 def _check_chunk(where: str, item: Any, info: Any, codes: list[int], chunk: int) -> None:
-    """Refuse a chunk that is not stored as, or does not unpack to, exactly the bytes of a chunk.
+    """Raise SourceError if a chunk is not stored with, or does not decompress to, exactly its nominal size.
 
-    Bit i of a chunk's mask says that filter i was left out for it: HDF5 does so where packing would not make it smaller.
+    Bit i of a chunk's mask means that filter i was skipped. HDF5 skips compression that would not make a chunk smaller.
     """
     used = [code for index, code in enumerate(codes) if not info.filter_mask >> index & 1]
-    whole = chunk + _CHECKSUM_BYTES * (h5py.h5z.FILTER_FLETCHER32 in used)
+    full = chunk + _CHECKSUM_BYTES * (h5py.h5z.FILTER_FLETCHER32 in used)
     packer = next((code for code in used if code in _UNPACKED_SIZES), None)
-    # Packing gives up where it would not shorten a chunk; deflate may lengthen it by a few bytes.
-    if info.size > whole + chunk // 50 + _SLACK_BYTES or (packer is None and info.size != whole):
-        raise SourceError(f"{where} is damaged: a chunk of {whole} bytes is stored in {info.size}. Do not use it.")
+    # Deflate may enlarge a chunk by a few bytes.
+    if info.size > full + chunk // 50 + _SLACK_BYTES or (packer is None and info.size != full):
+        raise SourceError(f"{where} is damaged: a chunk of {full} bytes is stored in {info.size}. Write it again.")
     if packer is not None:
         _, packed = item.id.read_direct_chunk(info.chunk_offset)
-        if (size := _UNPACKED_SIZES[packer](packed[: len(packed) - (whole - chunk)], chunk)) != chunk:
+        if (size := _UNPACKED_SIZES[packer](packed[: len(packed) - (full - chunk)], chunk)) != chunk:
             some = "more than" if size > chunk else f"{size} of"
-            raise SourceError(f"{where} has a chunk that unpacks to {some} its {chunk} bytes. Do not use it.")
+            raise SourceError(f"{where} has a chunk that unpacks to {some} its {chunk} bytes. Write it again.")
 
 
 def _deflated_size(packed: bytes, most: int) -> int:
-    """Return what a zlib stream unpacks to, or something above ``most``; it is never whole in memory."""
+    """Return the decompressed size of a zlib stream, or a number above ``most``, in constant memory."""
     unpacker, size = zlib.decompressobj(), 0
     for start in range(0, len(packed), _PIECE_BYTES):
         piece = packed[start : start + _PIECE_BYTES]
@@ -195,15 +197,16 @@ def _deflated_size(packed: bytes, most: int) -> int:
     while size <= most and (rest := unpacker.decompress(b"", _PIECE_BYTES)):
         size += len(rest)
     if size <= most and not unpacker.eof:
-        raise ValueError("a chunk is cut short")
+        raise ValueError("a chunk is truncated")
     return size
 
 
 def _lzf_size(packed: bytes, most: int) -> int:
-    """Return what LZF unpacks to, or something above ``most``, without unpacking.
+    """Return the decompressed size of LZF data, or a number above ``most``, without decompressing it.
 
-    Each piece begins with a byte: below 32, one more than so many bytes follow as they are; else its upper three bits, and
-    a byte more where all are set, say how many bytes are repeated, and a byte says from where.
+    Each item begins with a control byte. A control byte n below 32 precedes n + 1 literal bytes. Otherwise the item is
+    a back reference: its length is given by the upper three bits, plus one more byte if they are all set; a further
+    byte gives the lower part of the offset.
     """
     at = size = 0
     while at < len(packed) and size <= most:

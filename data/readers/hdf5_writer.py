@@ -1,6 +1,6 @@
-"""Write HDF5 files: HDF5 lays them out in memory without their rows, and Python writes them.
+"""Write HDF5 files. HDF5 creates their structure in memory; Python writes it, and then the rows, to disk.
 
-HDF5 itself never writes to a disk: when a write failed, HDF5 2.0.0 crashed, or ended without an error and with wrong bytes.
+HDF5 must not write to disk itself: when a write fails, HDF5 2.0.0 crashes, or reports success and leaves wrong bytes.
 """
 
 import os
@@ -29,48 +29,48 @@ class Extent(NamedTuple):
 
 
 def reserve(array: Any) -> Extent:
-    """Give a contiguous array of a file that is laid out its place, without its rows."""
+    """Allocate the space of a contiguous array without writing its rows; return its extent."""
     if array.size:
-        array[:1] = np.zeros((1, *array.shape[1:]), array.dtype)  # places are given at the first write
+        array[:1] = np.zeros((1, *array.shape[1:]), array.dtype)  # HDF5 allocates the space at the first write
     row_bytes = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
     return Extent(array.id.get_offset() or 0, row_bytes, len(array))
 
 
 @contextmanager
-def new_hdf5(path: Path, lay_out: Callable[[Any], dict[str, Extent]]) -> Iterator[tuple[IO[bytes], dict[str, Extent]]]:
-    """Write a new file but for the rows of some arrays, and yield it with their places, for ``write_rows``.
+def new_hdf5(path: Path, create: Callable[[Any], dict[str, Extent]]) -> Iterator[tuple[IO[bytes], dict[str, Extent]]]:
+    """Create a file without the rows of some arrays; yield it with their extents, for ``write_rows``.
 
     Args:
-        path: the file; what was there is replaced.
-        lay_out: makes groups, arrays and attributes in an open HDF5 file, and returns what ``reserve`` said of the arrays
-            whose rows come later, by any name.
+        path: the file; an existing file is replaced.
+        create: a function that creates groups, arrays and attributes in an open HDF5 file. It returns the results of
+            ``reserve``, by name, for the arrays whose rows are written later.
     """
-    with tempfile.NamedTemporaryFile(dir=_memory(), prefix="lsmix-", suffix=".h5") as draft:
-        # The oldest layout of headers holds no times, so that the bytes depend on the content only.
+    with tempfile.NamedTemporaryFile(dir=_memory_folder(), prefix="lsmix-", suffix=".h5") as draft:
+        # The oldest header version contains no timestamps, so the bytes depend only on the content.
         with h5py.File(draft.name, "w", libver=("earliest", "v110")) as file:
-            places = lay_out(file)
+            extents = create(file)
         with path.open("wb") as stream:
-            _copy_between(draft, stream, places)
-            yield stream, places
+            _copy_structure(draft, stream, extents)
+            yield stream, extents
 
 
-def write_rows(stream: IO[bytes], place: Extent, first: int, rows: NDArray[Any]) -> None:
-    """Write rows of an array, in its dtype, from row ``first`` on."""
-    stream.seek(place.offset + first * place.row_bytes)
+def write_rows(stream: IO[bytes], extent: Extent, first: int, rows: NDArray[Any]) -> None:
+    """Write rows of an array, in the array's dtype, starting at row ``first``."""
+    stream.seek(extent.offset + first * extent.row_bytes)
     stream.write(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"")
 
 
-def _memory() -> str | None:
-    """Return a folder in memory, where a file takes only the few kilobytes that are written to it; None where there is none."""
+def _memory_folder() -> str | None:
+    """Return an in-memory folder, where a sparse file needs only the few kilobytes written to it; None without one."""
     return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
 
 
-def _copy_between(draft: IO[bytes], stream: IO[bytes], places: dict[str, Extent]) -> None:
-    """Copy all of the draft but the rows whose places are known, which stay empty at first."""
+def _copy_structure(draft: IO[bytes], stream: IO[bytes], extents: dict[str, Extent]) -> None:
+    """Copy the draft without the rows in ``extents``, which are left as holes."""
     begin, end = 0, os.fstat(draft.fileno()).st_size
-    for place in sorted(place for place in places.values() if place.rows):
-        _copy(draft, stream, begin, place.offset)
-        begin = place.offset + place.rows * place.row_bytes
+    for extent in sorted(extent for extent in extents.values() if extent.rows):
+        _copy(draft, stream, begin, extent.offset)
+        begin = extent.offset + extent.rows * extent.row_bytes
     _copy(draft, stream, begin, end)
     stream.truncate(end)
 

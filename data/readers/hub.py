@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub: their files, fetched to the hub's own cache and read like any others."""
+"""Data sets on the Hugging Face Hub, downloaded to the hub's own cache and then read like local files."""
 
 import re
 from pathlib import Path
@@ -9,21 +9,21 @@ __all__ = ["hub_folder", "is_hub"]
 
 
 def is_hub(path: str) -> bool:
-    """Tell whether a path of a recipe names a data set of the hub."""
+    """Return whether ``data.path`` of a recipe refers to the hub."""
     return path.startswith("hf://")
 
 
 def hub_folder(path: str, *, fetch: bool = False) -> Path:
-    """Return the folder with the files of a data set; nothing in it is executed.
+    """Return the local folder with the files of a data set. No code in them is executed.
 
     Args:
-        path: ``hf://datasets/OWNER/NAME``, perhaps with ``@REVISION``.
-        fetch: whether to fetch what is not in the cache yet.
+        path: ``hf://datasets/OWNER/NAME``, optionally followed by ``@REVISION``.
+        fetch: whether to download files that are not in the cache.
 
     Raises:
-        RecipeError: the path is another, or huggingface-hub is not installed.
-        MissingError: it was not fetched yet.
-        DownloadError: it cannot be fetched.
+        RecipeError: the path has another form, or huggingface-hub is not installed.
+        MissingError: the data set has not been downloaded yet.
+        DownloadError: the data set cannot be downloaded.
     """
     found = re.fullmatch(r"hf://datasets/([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", path)
     if not found:
@@ -38,7 +38,7 @@ def hub_folder(path: str, *, fetch: bool = False) -> Path:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=not fetch))
     except LocalEntryNotFoundError as error:
         if fetch:
-            raise DownloadError(f"{path!r} cannot be fetched: {error}. Check the connection and the name.") from error
-        raise MissingError(f"{path!r} was not fetched yet. Run: lsmix ingest my.toml --download") from error
+            raise DownloadError(f"cannot download {path!r}: {error}. Check the connection and the name.") from error
+        raise MissingError(f"{path!r} has not been downloaded yet. Run: lsmix ingest my.toml --download") from error
     except (OSError, ValueError) as error:  # HTTP errors are OSErrors
-        raise DownloadError(f"{path!r} cannot be fetched: {error}. Check the name and the revision.") from error
+        raise DownloadError(f"cannot download {path!r}: {error}. Check the name and the revision.") from error

@@ -1,7 +1,6 @@
-"""Data sets in a NumPy archive (.npz): images and labels by name.
+"""Reader for NumPy archives (.npz) with arrays of images and labels.
 
-An array's header is checked against what the archive holds before any memory is taken, and objects are
-never read.
+An array's header is checked against the size of the archive member before memory is allocated. Objects are never read.
 """
 
 import io
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from lsmix.data.errors import SourceError
+from lsmix.data.errors import SourceError, format_bytes
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
 from lsmix.data.readers.source_images import (
     UNPACK_RATIO,
@@ -30,13 +29,13 @@ from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 __all__ = ["NPZ"]
 
 _NAMES = "class_names"
-_HEAD_BYTES = 1 << 14  # more than any header has that NumPy reads
+_HEAD_BYTES = 1 << 14  # more than the longest header that NumPy reads
 _MAX_DIMENSIONS = 4
 _MAX_LENGTH = 1 << 48  # of a dimension
 _LAST_CHARACTER = 0x10FFFF  # of Unicode
-# What NumPy raises on a header that is none; it reads it with Python's own parser.
+# Exceptions that NumPy raises for invalid headers, which it reads with Python's parser.
 _HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
-_SPARE_BYTES = 256 << 20  # that any archive may unpack to: labels alone can shrink a thousandfold, images don't
+_SPARE_BYTES = 256 << 20  # any compression ratio is allowed up to this size; labels, unlike images, can exceed 1000:1
 
 
 def _recognise(path: Path) -> bool:
@@ -46,7 +45,7 @@ def _recognise(path: Path) -> bool:
 def _read(path: Path) -> PublishedData:
     where = repr(str(path))
     with (
-        refused_if_damaged(where, ".npz archive", *ARCHIVE_ERRORS, advice="Write it again."),
+        refused_if_damaged(where, "an .npz archive", *ARCHIVE_ERRORS, advice="Write it again."),
         zipfile.ZipFile(path) as archive,
     ):
         return _read_archive(path, archive)
@@ -56,8 +55,8 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
     unpacked = sum(info.file_size for info in archive.infolist())
     if unpacked > most_unpacked(path.stat().st_size, _SPARE_BYTES):
         raise SourceError(
-            f"{str(path)!r} would unpack from {path.stat().st_size} to {unpacked} bytes, more than {UNPACK_RATIO} times as "
-            "many. If that is right, write it again uncompressed with numpy.savez."
+            f"{str(path)!r} would unpack from {format_bytes(path.stat().st_size)} to {format_bytes(unpacked)}, more "
+            f"than {UNPACK_RATIO} times its size. If you trust it, save it again uncompressed with numpy.savez."
         )
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
     splits = {}
@@ -73,33 +72,33 @@ def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
     names = _read_array(path, archive, _NAMES)
     if names.dtype.kind != "U" or names.ndim != 1:
         raise SourceError(
-            f"{_NAMES!r} of {str(path)!r} must be a one-dimensional array of text; got {names.dtype} of shape "
+            f"{_NAMES!r} in {str(path)!r} must be a one-dimensional array of strings; got {names.dtype} of shape "
             f"{names.shape}. Save numpy.array([...names...])."
         )
-    # Of other numbers Python makes strings that cannot even be printed.
+    # Python would turn larger numbers into strings that cannot even be printed.
     if names.size and int(np.frombuffer(names.tobytes(), names.dtype.str[0] + "u4").max()) > _LAST_CHARACTER:
-        raise SourceError(f"{_NAMES!r} of {str(path)!r} is damaged: it holds what is no character. Write it again.")
+        raise SourceError(f"{_NAMES!r} in {str(path)!r} is damaged: it contains an invalid character. Write it again.")
     return tuple(names.tolist())
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[Any]:
     info = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
-    where = f"{key!r} of {str(path)!r}"
+    where = f"{key!r} in {str(path)!r}"
     check_packing(info, where)
     with archive.open(info) as file:
-        head = io.BytesIO(file.read(_HEAD_BYTES))  # alone: a header may claim four gigabytes
-        with refused_if_damaged(where, "array", *_HEADER_ERRORS, advice="Write it again."):
+        head = io.BytesIO(file.read(_HEAD_BYTES))  # limited, because a header may claim a length of four gigabytes
+        with refused_if_damaged(where, "a NumPy array", *_HEADER_ERRORS, advice="Write it again."):
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(head)]
             shape, _, dtype = read_header(head)
         if dtype.hasobject or dtype.fields or dtype.subdtype or not dtype.itemsize:
             raise SourceError(
-                f"{where} holds Python objects or records ({dtype}), which are never read; save plain arrays."
+                f"{where} contains Python objects or records ({dtype}), which are never read. Save arrays of numbers."
             )
-        # True counts as an integer for NumPy's reader, but not for reshape.
+        # Not isinstance: NumPy's header parser accepts True as an integer, but reshape does not.
         plain = all(type(length) is int and 0 <= length < _MAX_LENGTH for length in shape)
         if len(shape) > _MAX_DIMENSIONS or not plain:
             raise SourceError(
-                f"{where} is damaged: an array of a data set cannot have the shape {str(shape)[:100]}. Write it again."
+                f"{where} is damaged: {str(shape)[:100]} is not a valid shape for images or labels. Write it again."
             )
         size = math.prod(shape) * dtype.itemsize
         if info.file_size - head.tell() != size:

@@ -1,6 +1,6 @@
-"""The published data sets that can be fetched by name, and what a recipe may ask for instead: a URL with its checksum.
+"""The values of ``data.download``: published data sets by name, or a URL with its checksum.
 
-Nothing is fetched whose checksum was not known before.
+Only files whose checksum is known in advance are downloaded.
 """
 
 import re
@@ -20,13 +20,13 @@ _FILE_ENDINGS = (*ARCHIVE_ENDINGS, ".mat")
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """One file somewhere on the web, known by its checksum."""
+    """A file on the web with its checksum."""
 
     url: str  # http or https
-    name: str  # as published
+    name: str  # the published file name
     algorithm: Literal["md5", "sha256"]
-    checksum: str  # in hex, lower case
-    size: int = 0  # bytes; 0 where it is not known
+    checksum: str  # lower-case hex
+    size: int = 0  # bytes; 0 if unknown
 
 
 def _file(url: str, md5: str, size: int) -> PublishedFile:
@@ -36,7 +36,7 @@ def _file(url: str, md5: str, size: int) -> PublishedFile:
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 _SVHN = "http://ufldl.stanford.edu/housenumbers"
 _STANFORD = "http://cs231n.stanford.edu"
-# Of CIFAR the authors' page gives the checksums; those of SVHN and TinyImageNet are the ones in general use.
+# The checksums of CIFAR are from the authors' page; those of SVHN and TinyImageNet are the commonly used ones.
 _SVHN_FILES = (
     _file(f"{_SVHN}/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
     _file(f"{_SVHN}/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", 64_275_384),
@@ -54,37 +54,39 @@ _SETS: dict[str, tuple[PublishedFile, ...]] = {
 
 
 def check_download(download: str) -> None:
-    """Check what a recipe asks to fetch; "" is nothing.
+    """Check ``data.download`` of a recipe; "" means no download.
 
     Raises:
-        RecipeError: it is neither a known name nor a URL with a checksum.
+        RecipeError: the value is neither a known name nor a URL with a checksum.
     """
     if download:
         _published_files(download)
 
 
 def files_to_fetch(download: str, path: Path) -> list[tuple[PublishedFile, Path]]:
-    """Return which files to fetch, and where each belongs.
+    """Return the files to download, each with its target path.
 
-    One file goes to ``path`` itself where that ends like a file of a data set, otherwise into the folder ``path`` under its
-    published name. Files that are there are left out; so is a single one whose folder holds anything else, since that may
-    be the data set unpacked.
+    If ``path`` has the extension of a data set file, it is the target of a single file. Otherwise ``path`` is the
+    folder for files under their published names. Existing files are omitted. A single file is also omitted if its
+    folder contains other files, because these may be the extracted data set.
 
     Raises:
-        RecipeError: ``download`` is not known, or several files would have to go into one.
+        RecipeError: ``download`` is unknown, or ``path`` names one file for several downloads.
     """
     files = _published_files(download)
     if path.name.endswith(_FILE_ENDINGS) and not path.is_dir():
         if len(files) > 1:
             raise RecipeError(
-                f"data.download = {download!r} is {len(files)} files, but data.path names one: {str(path)!r}. Name a folder."
+                f"data.download = {download!r} consists of {len(files)} files, but data.path is the name of one file: "
+                f"{str(path)!r}. Set data.path to a folder."
             )
         return [] if path.exists() else [(files[0], path)]
     if path.is_file():
         return []
     if not all(file.name.endswith(_FILE_ENDINGS) for file in files):
         raise RecipeError(
-            f"data.download = {download!r} does not say what kind of file it is. Let data.path end like it, for example in .npz."
+            f"data.download = {download!r} does not show the type of the file. Set data.path to a file name with an "
+            "extension such as .npz."
         )
     if len(files) == 1 and path.is_dir():
         own = (files[0].name, f"{files[0].name}.part")
@@ -104,7 +106,8 @@ def _published_files(download: str) -> tuple[PublishedFile, ...]:
         known, reason = False, f" {error}" if "://" in url else ""
     if not known:
         raise RecipeError(
-            f"data.download: expected one of {', '.join(_SETS)}, or an http or https URL with its checksum, got {download!r}.{reason}"
+            f"data.download: expected one of {', '.join(_SETS)}, or an http or https URL with its checksum, got "
+            f"{download!r}.{reason}"
         )
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})|md5=([0-9a-fA-F]{32})", fragment)
     if not found:

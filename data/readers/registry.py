@@ -1,7 +1,7 @@
-"""The formats of data sets by name, and reading a data set in whichever format it has.
+"""The registry of data set formats, and functions that read a data set in any of them.
 
-Formats are named by "module:object" and imported on use, so that recipes are checked without any reader. Other packages
-add formats with the entry point group ``lsmix.data_formats``.
+Formats are registered as "module:object" and imported on first use, so checking a recipe does not import any reader.
+Other packages can add formats with the entry point group ``lsmix.data_formats``.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ __all__ = [
     "summarise_source",
 ]
 
-_IMAGE_LOADER = "lsmix.data.readers.images.load"  # which needs Pillow
+_IMAGE_LOADER = "lsmix.data.readers.images.load"  # imported on use, because it needs Pillow
 _DIGITS = "digits"  # the built-in data set, which has no path
 DATA_FORMATS: Final = Registry(
     "format",
@@ -64,23 +64,23 @@ DATA_FORMATS: Final = Registry(
 
 
 class SourceConfig(ImageConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The location of a published data set, its format, and which of its labels and files to use.
+    """The location of a published data set, its format, and the labels and files to use.
 
     Raises:
-        RecipeError: the format is unknown, or ``download`` names nothing that can be fetched.
+        RecipeError: the format or the download is unknown.
     """
 
     path: Annotated[str, msgspec.Meta(max_length=4096)] = (
-        ""  # file or folder, from the recipe's folder; or hf://datasets/OWNER/NAME
+        ""  # file or folder, relative to the recipe's folder; or hf://datasets/OWNER/NAME
     )
     format: str = "auto"  # auto recognises the data set; see below
-    labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: its 100 classes, or its 20 superclasses
-    extra: bool = False  # of SVHN: whether extra_32x32.mat joins the training split
-    # what --download fetches if nothing is at path: a name from the table below, or a URL with its checksum
+    labels: Literal["fine", "coarse"] = "fine"  # for CIFAR-100: its 100 classes, or its 20 superclasses
+    extra: bool = False  # for SVHN: whether to add extra_32x32.mat to the training images
+    # what --download downloads if path does not exist: a name from the table below, or a URL with its checksum
     download: Annotated[str, msgspec.Meta(max_length=4096)] = ""
 
     def __post_init__(self) -> None:
-        """Refuse a format or a download that is not known."""
+        """Reject unknown formats and downloads."""
         super().__post_init__()
         if self.format != "auto":
             DATA_FORMATS.check(self.format)
@@ -95,19 +95,19 @@ def read_source(
     folder: Path | None = None,
     check: SplitCheck | None = None,
 ) -> PublishedData:
-    """Read the data set that ``config`` names.
+    """Read a data set.
 
     Args:
         config: the data set.
-        progress: optional progress reporter, which counts image files.
-        label: what the work is called there.
-        folder: where a temporary file with the decoded images may be; None for the system's folder.
+        progress: optional progress reporter; it counts image files.
+        label: label for progress reports.
+        folder: folder for a temporary file with the decoded images; None for the system's temporary folder.
         check: called with the labels of each split and the class names before image files are decoded.
 
     Raises:
-        RecipeError: the path is missing, or given for the built-in data set.
-        MissingError: there is nothing at the path.
-        SourceError: the path is not a data set of the format.
+        RecipeError: no path is given, or a path is given for the built-in data set.
+        MissingError: the path does not exist.
+        SourceError: the path is not a data set in the given format.
 
     Example:
         >>> len(read_source(SourceConfig(format="digits")).splits["test"])
@@ -129,10 +129,10 @@ def read_source(
 
 
 def summarise_source(config: SourceConfig) -> SourceSummary:
-    """Return what the data set that ``config`` names holds; image files are listed, and the headers of some are read.
+    """Return a summary of a data set. Image files are only listed, and the headers of a sample of them are read.
 
     Raises:
-        RecipeError, MissingError, SourceError: as ``read_source``.
+        RecipeError, MissingError, SourceError: as for ``read_source``.
     """
     kind, path = _resolve(config), _path(config)
     if not kind.read:
@@ -153,31 +153,31 @@ def summarise_source(config: SourceConfig) -> SourceSummary:
 
 
 def is_listed(config: SourceConfig) -> bool:
-    """Tell whether a data set is of image files, so that its summary is known without reading them all.
+    """Return whether a data set consists of image files, which can be summarised without reading all of them.
 
     Raises:
-        RecipeError, MissingError, SourceError: as ``read_source``.
+        RecipeError, MissingError, SourceError: as for ``read_source``.
     """
     return _resolve(config).images is not None
 
 
 def _listing(kind: SourceFormat, path: Path, config: SourceConfig) -> AbstractContextManager[ImageListing]:
     if not kind.images:
-        raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
+        raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Fix the package that provides it.")
     return kind.images(path, config)
 
 
 def source_files(config: SourceConfig) -> Sequence[str | Path]:
-    """Return the files whose content counts, in a fixed order; none for digits.
+    """Return the files that determine the content of a data set, in a fixed order; none for digits.
 
     Raises:
-        RecipeError, MissingError, SourceError: as ``read_source``.
+        RecipeError, MissingError, SourceError: as for ``read_source``.
     """
     return _resolve(config).files(_path(config))
 
 
 def source_version(config: SourceConfig) -> str:
-    """Return what stands for the content of a data set that has no files, a SHA-256 in hex; "" where files count."""
+    """Return the SHA-256, in hex, of the content of the built-in data set; "" for data sets with files."""
     if config.format != _DIGITS:
         return ""
     from lsmix.data.readers.digits import DIGITS_SHA256
@@ -194,33 +194,33 @@ def _formats() -> list[SourceFormat]:
 
 
 def _path(config: SourceConfig) -> Path:
-    """Return the path of the data; of a folder that holds nothing but one archive, the archive's."""
+    """Return the path of the data set; for a folder that contains nothing but an archive, the path of the archive."""
     if is_hub(config.path):
         return hub_folder(config.path)
     path = expand_home(config.path)
     if path.is_dir():
-        inside = _visible(path)
-        if len(inside) == 1 and inside[0].is_file() and has_ending(inside[0], ARCHIVE_ENDINGS):
-            return inside[0]
+        entries = _visible(path)
+        if len(entries) == 1 and entries[0].is_file() and has_ending(entries[0], ARCHIVE_ENDINGS):
+            return entries[0]
     return path
 
 
 def expand_home(path: str) -> Path:
-    """Return a path with a "~" or "~user" at its beginning replaced by the home folder.
+    """Return a path with a leading "~" or "~user" replaced by the home folder.
 
     Raises:
-        MissingError: there is no such user, or this one has no home folder.
+        MissingError: the user does not exist or has no home folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise MissingError(
-            f"no home folder is known for {Path(path).parts[0]!r} in {path!r}. Write the whole path instead."
+            f"no home folder is known for {Path(path).parts[0]!r} in {path!r}. Write the full path instead."
         ) from error
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Return what is in a folder but for hidden files and what an interrupted download left."""
+    """Return the entries of a folder without hidden files and partial downloads."""
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.suffix != ".part"]
 
 
@@ -233,8 +233,8 @@ def _resolve(config: SourceConfig) -> SourceFormat:
         if not wanted:
             continue
         if word not in kind.variants:
-            having = " and ".join(other.name for other in _formats() if word in other.variants)
-            raise RecipeError(f"{field} is for {having}, but this data set is {kind.name}. Remove it.")
+            supported = " and ".join(other.name for other in _formats() if word in other.variants)
+            raise RecipeError(f"{field} is for {supported}, but this data set is {kind.name}. Remove it.")
         kind = kind.variants[word]
     return kind
 
@@ -243,19 +243,20 @@ def _detect(config: SourceConfig) -> SourceFormat:
     if config.format == _DIGITS:
         if config.path or config.download:
             raise RecipeError(
-                f"digits come with lsmix and have no path; got {config.path or config.download!r}. Remove the path."
+                f"digits are included in lsmix and have no path; got {config.path or config.download!r}. Remove it."
             )
         return _format(_DIGITS)
     if not config.path:
         raise RecipeError(
-            'no path given for the data set; say path = "...", or format = "digits" for the built-in one. '
-            "Data in memory are passed in Python: lsmix.run(recipe, data=...)."
+            'no path given for the data set. Set path = "...", or format = "digits" for the built-in data set. '
+            "To use data in memory, call lsmix.run(recipe, data=...) in Python."
         )
     path = _path(config)
     check_file(path)
     if not path.exists() or (config.download and path.is_dir() and not _visible(path)):
-        fetch = ", or let 'lsmix ingest --download' fetch it" if config.download else ""
-        raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path{fetch}.")
+        problem = "the folder contains no complete files" if path.exists() else "the path does not exist"
+        advice = ", or run 'lsmix ingest --download' to download it" if config.download else ""
+        raise MissingError(f"no data set at {config.path!r}: {problem}. Check it{advice}.")
     if config.format != "auto":
         return _format(config.format)
     formats = _formats()
@@ -265,19 +266,19 @@ def _detect(config: SourceConfig) -> SourceFormat:
         return fitting[0]
     if fitting:
         raise SourceError(
-            f"{config.path!r} fits several formats: {', '.join(kind.name for kind in fitting)}. "
-            f'Say which, for example format = "{fitting[0].name}".'
+            f"{config.path!r} matches several formats: {', '.join(kind.name for kind in fitting)}. "
+            f'Choose one, for example format = "{fitting[0].name}".'
         )
     names = ", ".join(kind.name for kind in formats if kind.name != _DIGITS)
     raise SourceError(
-        f"{config.path!r} fits no known format{_contents(path)}. If it is one of {names}, set data.format, and the "
-        "error says what is missing."
+        f"{config.path!r} matches no known format{_contents(path)}. If it has one of the formats {names}, set "
+        "data.format to see what is missing."
     )
 
 
 def _contents(path: Path) -> str:
-    """Return the most frequent kinds of files below a folder, for a message."""
+    """Return the most frequent types of files below a folder, for a message."""
     if not path.is_dir():
         return ""
-    kinds = Counter(Path(name).suffix.lower() or "without an ending" for name in walk(path) if not name.endswith("/"))
-    return f"; it holds {', '.join(f'{kind} ({n:,})' for kind, n in kinds.most_common(5)) or 'no files'}"
+    kinds = Counter(Path(name).suffix.lower() or "no extension" for name in walk(path) if not name.endswith("/"))
+    return f"; it contains {', '.join(f'{kind} ({n:,})' for kind, n in kinds.most_common(5)) or 'no files'}"

@@ -1,6 +1,6 @@
-"""Files below a data set's folder, or in its zip or tar, by their names with slashes; archives are never extracted.
+"""Uniform access to the files in a folder, zip or tar, by their names with slashes. Archives are never extracted.
 
-All members of an archive are checked before the first is read: names, kinds, sizes, and how far they unpack.
+All members of an archive are checked before the first one is read: names, types, sizes, and compression ratios.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from lsmix.data.errors import SourceError
+from lsmix.data.errors import SourceError, format_bytes
 from lsmix.data.readers.source_images import ImageError, check_file, has_ending, most_unpacked, refused_if_damaged
 
 __all__ = [
@@ -34,35 +34,35 @@ __all__ = [
     "walk",
 ]
 
-MAX_IMAGE_BYTES = 64 << 20  # of an image file
+MAX_IMAGE_BYTES = 64 << 20  # per image file
 TREE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
-_MOST_DEPTH = 32
-_MOST_FILES = 10_000_000  # ImageNet-21k has 14 million; in a tar as in a folder each takes memory
-_MOST_MEMBERS = 1_000_000  # of an archive; TinyImageNet has 120,609
-_MOST_TAR_BYTES = 64 << 30  # unpacked, to a temporary file
-_MOST_ZIP_BYTES = 8 << 30  # of all members, unpacked
-_SPARE_BYTES = 64 << 20  # that any archive may unpack to; photographs don't shrink, texts by ten times or so
+_MAX_DEPTH = 32
+_MAX_FILES = 10_000_000  # in a folder, because each needs memory; ImageNet-21k has 14 million
+_MAX_MEMBERS = 1_000_000  # in an archive; TinyImageNet has 120,609
+_MAX_TAR_BYTES = 64 << 30  # decompressed, in a temporary file
+_MAX_ZIP_BYTES = 8 << 30  # of all members, decompressed
+_SPARE_BYTES = 64 << 20  # any compression ratio is allowed up to this size; text reaches about 10:1, photographs less
 _PIECE_BYTES = 1 << 20
-_PEEK_BYTES = 16 << 20  # of members' contents that are passed over to see more names
+_PEEK_BYTES = 16 << 20  # content of members that ``peek_names`` skips to find more names
 _PEEK_MEMBERS = 64
-_MOST_HEADER_BYTES = 1 << 16  # of one member of a tar, with those of its long name
-# What zipfile, tarfile and zlib raise on damaged archives, encrypted members, and methods that they do not know.
+_MAX_HEADER_BYTES = 1 << 16  # per member of a tar, including the headers for a long name
+# Exceptions of zipfile, tarfile and zlib for damaged archives, encrypted members and unknown compression methods.
 ARCHIVE_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError, MemoryError
 )  # fmt: skip
 
 
 class FileTree(Protocol):
-    """Files by their names with slashes; all methods may be called from several threads."""
+    """Files by their names with slashes. All methods may be called from several threads."""
 
     def names(self) -> list[str]:
-        """Return the names of all files, sorted part by part; a folder without files ends with a slash."""
+        """Return the names of all files, sorted part by part; empty folders are included and end with a slash."""
 
     def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-        """Return the content of a file; SourceError if it is too big or no file, OSError if it cannot be opened."""
+        """Return a file's content; SourceError if it is too large or not regular, OSError if it cannot be opened."""
 
     def label(self, name: str) -> str:
-        """Return what to call a file in messages."""
+        """Return how messages refer to a file."""
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def open_tree(path: Path) -> Iterator[FileTree]:
     """Open a folder, a zip or a tar.
 
     Raises:
-        SourceError: it is none, or an archive is damaged or holds what no data set does.
+        SourceError: the path is none of these, or an archive is damaged or contains invalid members.
     """
     with ExitStack() as stack:
         if path.is_dir():
@@ -80,18 +80,22 @@ def open_tree(path: Path) -> Iterator[FileTree]:
         elif has_ending(path, TREE_ENDINGS):
             yield TarTree(path, stack)
         else:
-            raise SourceError(f"{str(path)!r} is no folder, zip or tar of images. Check the path.")
+            raise SourceError(f"{str(path)!r} is not a folder, zip or tar of images. Check the path.")
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or a folder that it is in is hidden or made by macOS, by the name that ``walk`` gives."""
+    """Return whether a name from ``walk``, or a folder in it, is hidden or was created by macOS."""
     return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
 def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
-    """Yield the names of all files below a folder, in no order; empty and hidden folders end with a slash.
+    """Yield the names of all files below a folder, unsorted.
 
-    Links to missing files are left out unless ``dangling``. Links to folders are followed, but never into a folder that they are in.
+    Empty folders and hidden folders, whose content is skipped, are yielded with a trailing slash. Links to missing
+    files are omitted if ``dangling`` is False. Links to folders are followed.
+
+    Raises:
+        SourceError: a link leads to a folder that contains it, or there are too many files or levels.
     """
     pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(base), "", frozenset())]
     count = 0
@@ -114,20 +118,20 @@ def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
                         found = entry.stat()
                         inside = above | {(found.st_dev, found.st_ino)}
                         if len(inside) == len(above) or base.resolve().is_relative_to(Path(entry.path).resolve()):
-                            raise SourceError(f"{entry.path!r} is a link to a folder that it is in. Remove it.")
-                    if name.count("/") >= _MOST_DEPTH:
-                        raise SourceError(f"{entry.path!r} is more than {_MOST_DEPTH} folders deep. Check the path.")
+                            raise SourceError(f"{entry.path!r} is a link to a folder that contains it. Remove it.")
+                    if name.count("/") >= _MAX_DEPTH:
+                        raise SourceError(f"{entry.path!r} is more than {_MAX_DEPTH} folders deep. Check the path.")
                     pending.append((entry.path, f"{name}/", inside))
         if empty and prefix:
             yield prefix
-        if count > _MOST_FILES:
-            raise SourceError(f"{str(base)!r} holds more than {_MOST_FILES:,} files. Check the path.")
+        if count > _MAX_FILES:
+            raise SourceError(f"{str(base)!r} contains more than {_MAX_FILES:,} files. Check the path.")
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # such as a link to itself, which is refused by name when it is read
+    except OSError:  # for example a link to itself, which causes an error with its name when it is read
         return False
 
 
@@ -142,7 +146,7 @@ class _Folder:
         file = self._base / name
         check_file(file)
         with file.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size  # since Python sets aside as many bytes as are asked for
+            size = os.fstat(stream.fileno()).st_size  # because Python allocates as many bytes as requested
             content = stream.read(min(size, max_bytes) + 1)
         if len(content) > max_bytes:
             raise _too_big(self.label(name), max_bytes)
@@ -153,7 +157,7 @@ class _Folder:
 
 
 class _Subtree:
-    """The files of a tree below a folder, by their names from there."""
+    """The files of a tree below a folder, by their names relative to it."""
 
     def __init__(self, tree: FileTree, folder: str) -> None:
         self._tree = tree
@@ -170,23 +174,23 @@ class _Subtree:
 
 
 def published_base(path: Path, folder: str) -> Path:
-    """Return where the files of a published data set are: in the folder of this name in ``path``, or at ``path``."""
+    """Return the folder with the files of a published data set: ``path/folder`` if it exists, else ``path``."""
     return path / folder if (path / folder).is_dir() else path
 
 
 @contextmanager
 def open_published(path: Path, folder: str) -> Iterator[FileTree]:
-    """Open a published data set: its folder, the folder above that, or the archive that it comes in.
+    """Open a published data set, given its folder, its parent folder, or its archive.
 
     Raises:
-        SourceError: as ``open_tree``.
+        SourceError: as for ``open_tree``.
     """
     with open_tree(published_base(path, folder)) as tree:
         yield _Subtree(tree, folder) if path.is_file() else tree
 
 
 class _Archive:
-    """The members of an archive by name, once each was checked."""
+    """The members of an archive by name, after they were checked."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -199,36 +203,34 @@ class _Archive:
         return f"{name!r} in {str(self._path)!r}"
 
     def _add(self, name: str, member: object, *, plain: bool) -> None:
-        what = ""
-        if not name:  # as zipfile gives one that begins with NUL
-            what = "a file without a name"
+        problem = ""
+        if not name:  # zipfile returns "" for names that begin with NUL
+            problem = "has no name"
         elif name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
-            what = "a name that leads out of the archive"
+            problem = "has a path outside of the archive"
         elif not plain:
-            what = "a link or device, no plain file"
+            problem = "is a link or device, not a regular file"
         elif name in self._members:
-            what = "there twice"
-        if what:
-            raise SourceError(
-                f"{ascii(name)[:200]} in {str(self._path)!r} is {what}. Do not use it, fetch the original."
-            )
+            problem = "occurs twice"
+        if problem:
+            raise SourceError(f"{ascii(name)[:200]} in {str(self._path)!r} {problem}. Download the original archive.")
         self._members[name] = member
 
 
 class _ZipTree(_Archive):
     def __init__(self, path: Path, stack: ExitStack) -> None:
         super().__init__(path)
-        with refused_if_damaged(repr(str(path)), "zip archive", *ARCHIVE_ERRORS):
+        with refused_if_damaged(repr(str(path)), "a zip archive", *ARCHIVE_ERRORS):
             self._archive = stack.enter_context(zipfile.ZipFile(path))
         listed, packed = self._archive.infolist(), path.stat().st_size
         unpacked = sum(member.file_size for member in listed)
-        if len(listed) > _MOST_MEMBERS or unpacked > min(_MOST_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
+        if len(listed) > _MAX_MEMBERS or unpacked > min(_MAX_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
             raise SourceError(
-                f"{str(path)!r} would unpack from {packed} to {unpacked} bytes in {len(listed)} files, as no published "
-                "data set does. Do not use it, fetch the original."
+                f"{str(path)!r} would unpack from {format_bytes(packed)} to {format_bytes(unpacked)} in "
+                f"{len(listed):,} files, which is not plausible for a data set. Download the original archive."
             )
         for member in listed:
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive comes from a system without kinds
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the archive is from a system without file types
             if not member.filename.endswith("/") or kind not in (0, stat.S_IFDIR):
                 self._add(member.filename, member, plain=kind in (0, stat.S_IFREG))
 
@@ -238,37 +240,37 @@ class _ZipTree(_Archive):
         if member.file_size > max_bytes:
             raise _too_big(self.label(name), max_bytes)
         try:
-            # By its size: read to the end, zipfile would unpack all that is packed before it compares the sizes.
+            # With an explicit size: read() would decompress all data before it compares the sizes.
             with self._archive.open(member) as file:
                 return file.read(member.file_size)
         except ARCHIVE_ERRORS as error:
-            raise SourceError(f"{self.label(name)} is damaged ({error}). Fetch the archive again.") from error
+            raise SourceError(f"{self.label(name)} is damaged ({error}). Download the archive again.") from error
 
 
 def check_packing(member: zipfile.ZipInfo, where: str) -> None:
-    """Refuse a member that is encrypted or packed by another method than deflate, as no data set's is.
+    """Check that a member of a zip is not encrypted, and is stored or compressed with deflate.
 
     Raises:
-        SourceError: it is; ``where`` begins the message.
+        SourceError: the check failed; the message begins with ``where``.
     """
     if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        how = "is encrypted" if member.flag_bits & 1 else f"is packed by method {member.compress_type}"
-        raise SourceError(f"{where} {how}; only members that are stored or deflated are read. Pack it again.")
+        how = "is encrypted" if member.flag_bits & 1 else f"uses compression method {member.compress_type}"
+        raise SourceError(f"{where} {how}; only members that are stored or deflated are supported. Zip it again.")
 
 
 class TarTree(_Archive):
-    """Members by their places in the tar; one that is compressed is unpacked to an unnamed temporary file."""
+    """The files of a tar, read at their offsets. A compressed tar is decompressed to an unnamed temporary file."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         super().__init__(path)
-        with refused_if_damaged(repr(str(path)), "tar", *ARCHIVE_ERRORS):
+        with refused_if_damaged(repr(str(path)), "a tar archive", *ARCHIVE_ERRORS):
             self._file: IO[bytes] = stack.enter_context(path.open("rb"))
             if _is_gzip(self._file):
                 self._file = _unpacked(path, self._file, stack)
             end = os.fstat(self._file.fileno()).st_size
             for member in _tar_members(self._file):
                 if member.offset_data + member.size > end:
-                    raise EOFError(f"{ascii(member.name)[:100]} goes on past its end")
+                    raise EOFError(f"{ascii(member.name)[:100]} extends beyond the end of the file")
                 if not member.isdir():
                     self._add(member.name, (member.offset_data, member.size), plain=member.isreg())
 
@@ -285,42 +287,42 @@ class TarTree(_Archive):
 
 
 class _Headers:
-    """A tar as tarfile reads its headers: those of a member may take some bytes, whatever size they claim."""
+    """A file object for tarfile that limits how much the headers of each member may read, whatever size they claim."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
-        self.left = _MOST_HEADER_BYTES
+        self.left = _MAX_HEADER_BYTES
 
     def read(self, size: int) -> bytes:
         self.left -= size
         if size < 0 or self.left < 0:
-            raise tarfile.HeaderError(f"a member's headers have more than {_MOST_HEADER_BYTES} bytes")
+            raise tarfile.HeaderError(f"the headers of a member have more than {_MAX_HEADER_BYTES:,} bytes")
         return self._file.read(size)
 
 
 def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tarfile.TarInfo]:
     """Yield each member of a tar."""
     headers: Any = _Headers(file)
-    archive = tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape")  # noqa: SIM115 - of the caller's file
-    for _ in range(_MOST_MEMBERS):
-        headers.left = _MOST_HEADER_BYTES
+    archive = tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape")  # noqa: SIM115 - the caller closes it
+    for _ in range(_MAX_MEMBERS):
+        headers.left = _MAX_HEADER_BYTES
         if (member := archive.next()) is None:
             break
-        archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header read
+        archive.members = []  # type: ignore[attr-defined]  # not in typeshed; otherwise it keeps all headers in memory
         if member.size < 0 or member.issparse():
-            raise tarfile.HeaderError(f"{ascii(member.name)[:100]} has a size below 0, or holes")
+            raise tarfile.HeaderError(f"{ascii(member.name)[:100]} is sparse or has a negative size")
         member.name = member.name.removeprefix("./")
         yield member
     else:
-        raise tarfile.HeaderError(f"it has more than {_MOST_MEMBERS} members")
+        raise tarfile.HeaderError(f"it has more than {_MAX_MEMBERS:,} members")
     file.seek(archive.offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # for tarfile, a damaged header is the end, too
-        raise tarfile.HeaderError("it is cut short, or has a damaged header")
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile also stops silently at a damaged header
+        raise tarfile.HeaderError("it is truncated or has a damaged header")
 
 
 def peek_names(path: Path) -> list[str]:
-    """Return names of members of a zip, or of a tar as far as that is quick, unchecked; none of a file that is neither."""
+    """Return the unchecked names of all members of a zip, or of the first members of a tar; none for other files."""
     names: list[str] = []
     with suppress(*ARCHIVE_ERRORS), path.open("rb") as raw:
         if has_ending(path, ".zip"):
@@ -341,13 +343,14 @@ def _is_gzip(file: IO[bytes]) -> bool:
 
 
 def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
-    most = min(_MOST_TAR_BYTES, most_unpacked(path.stat().st_size, _SPARE_BYTES))
+    most = min(_MAX_TAR_BYTES, most_unpacked(path.stat().st_size, _SPARE_BYTES))
     file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed by the stack
     with gzip.GzipFile(fileobj=packed) as stream:
         while piece := stream.read(_PIECE_BYTES):
             if file.tell() + len(piece) > most:
                 raise SourceError(
-                    f"{str(path)!r} unpacks to more than {most} bytes, as no data set does. Do not use it."
+                    f"{str(path)!r} unpacks to more than {format_bytes(most)}, which is not plausible for a data set. "
+                    "Download the original archive."
                 )
             file.write(piece)
     file.flush()
@@ -356,9 +359,9 @@ def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
 
 
 def part_order(name: str) -> str:
-    """Return the key by which names are sorted part by part, as in a walk through sorted folders."""
+    """Return the sort key of a name that sorts names part by part, like a walk through sorted folders."""
     return name.replace("/", "\0")
 
 
 def _too_big(label: str, max_bytes: int) -> ImageError:
-    return ImageError(f"has more than {max_bytes} bytes, as no such file of a data set has", "Remove it.", label)
+    return ImageError(f"is too large; at most {format_bytes(max_bytes)} are expected", "Remove it.", label)

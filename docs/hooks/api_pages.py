@@ -1,6 +1,6 @@
-"""MkDocs hook: a page of the API for every module of lsmix, from its docstrings.
+"""MkDocs hook: an API page for every module of lsmix, generated from its docstrings.
 
-Pages are made from the source tree, so a module or a public name that is new has its place at once.
+Pages are generated from the source tree, so new modules and public names appear automatically.
 """
 
 import ast
@@ -13,28 +13,28 @@ from typing import Any, Final
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
-__all__ = ["modules_of", "on_config", "on_files", "on_page_markdown", "public_names", "rooms"]
+__all__ = ["modules_of", "on_config", "on_files", "on_page_markdown", "public_names", "subpackages"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-_MARK: Final = re.compile("<!-- public names: (.+) -->")  # in the order of use; those that it lacks come last
-# Kept as long as the process: mkdocstrings reads it while pages are rendered.
+_MARK: Final = re.compile("<!-- public names: (.+) -->")  # names in the order to show; unlisted names come last
+# Exists until the process ends, because mkdocstrings reads it while pages are rendered.
 _FOLDER: Final = tempfile.TemporaryDirectory(prefix="lsmix-docs-")
 
 
-def rooms() -> list[str]:
-    """Return the packages below the root one, as pyproject.toml lists them."""
+def subpackages() -> list[str]:
+    """Return the names of all subpackages, as listed in pyproject.toml."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages: list[str] = settings["tool"]["setuptools"]["packages"]
     return [name.removeprefix("lsmix.") for name in packages if name != "lsmix"]
 
 
-def modules_of(room: str) -> list[str]:
-    """Return the modules of a room, such as "pool"."""
-    return sorted(path.stem for path in ROOT.joinpath(*room.split(".")).glob("*.py") if path.stem != "__init__")
+def modules_of(package: str) -> list[str]:
+    """Return the module names of a package such as "data" or "pipeline.views"."""
+    return sorted(path.stem for path in ROOT.joinpath(*package.split(".")).glob("*.py") if path.stem != "__init__")
 
 
 def public_names(path: Path) -> list[str]:
-    """Return what stands in a file's ``__all__``."""
+    """Return the names in the ``__all__`` of a file."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return list(ast.literal_eval(node.value))
@@ -46,31 +46,31 @@ def _summary(path: Path) -> str:
     return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
 
 
-def _package_alone() -> Path:
-    """Make a folder in which ``lsmix`` has its packages and nothing else, and return it.
+def _isolated_package() -> Path:
+    """Return a folder in which ``lsmix`` contains its packages and nothing else.
 
-    griffe follows links and reads every Python file below a package: from the repository's root it would go round in
+    griffe follows links and reads every Python file below a package. From the root of the repository it would loop in
     ``.typings/lsmix`` and read ``.venv``.
     """
     package = Path(_FOLDER.name) / "lsmix"
     if not package.exists():
         package.mkdir()
-        for name in ("__init__.py", *sorted({room.split(".")[0] for room in rooms()})):
+        for name in ("__init__.py", *sorted({name.split(".")[0] for name in subpackages()})):
             (package / name).symlink_to(ROOT / name)
     return package.parent
 
 
 @event_priority(100)  # before mkdocstrings reads its settings
 def on_config(config: Any) -> Any:
-    """Tell mkdocstrings where the package is, and put every module into the navigation."""
-    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(_package_alone())]
+    """Set the package path of mkdocstrings, and add every module to the navigation."""
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(_isolated_package())]
     pages = _find(config.nav, "api/index.md")
-    pages[1:] = [{room: [f"api/{room}/index.md", *_entries(room)]} for room in rooms()]
+    pages[1:] = [{package: [f"api/{package}/index.md", *_entries(package)]} for package in subpackages()]
     return config
 
 
-def _entries(room: str) -> list[dict[str, str]]:
-    return [{name: f"api/{room}/{name}.md"} for name in modules_of(room)]
+def _entries(package: str) -> list[dict[str, str]]:
+    return [{name: f"api/{package}/{name}.md"} for name in modules_of(package)]
 
 
 def _find(nav: list[Any], page: str) -> list[Any]:
@@ -85,20 +85,21 @@ def _find(nav: list[Any], page: str) -> list[Any]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages."""
-    for room in rooms():
-        path = ROOT.joinpath(*room.split("."))
-        lines = [f"# lsmix.{room}", "", _summary(path / "__init__.py"), "", "| module | holds |", "|---|---|"]
-        for name in modules_of(room):
+    """Add the API pages."""
+    for package in subpackages():
+        path = ROOT.joinpath(*package.split("."))
+        lines = [f"# lsmix.{package}", "", _summary(path / "__init__.py"), "", "| module | content |", "|---|---|"]
+        for name in modules_of(package):
             lines.append(f"| [{name}]({name}.md) | {_summary(path / f'{name}.py')} |")
-            text = f"# lsmix.{room}.{name}\n\n::: lsmix.{room}.{name}\n    options:\n      show_root_heading: false\n"
-            files.append(File.generated(config, f"api/{room}/{name}.md", content=text))
-        files.append(File.generated(config, f"api/{room}/index.md", content="\n".join([*lines, ""])))
+            title = f"lsmix.{package}.{name}"
+            text = f"# {title}\n\n::: {title}\n    options:\n      show_root_heading: false\n"
+            files.append(File.generated(config, f"api/{package}/{name}.md", content=text))
+        files.append(File.generated(config, f"api/{package}/index.md", content="\n".join([*lines, ""])))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the root package's public names in the place of the mark; let the search put prose before modules."""
+    """Replace the mark by the public names of the root package, and rank module pages lower in the search."""
     if page.file.src_uri != "api/index.md":
         if page.file.src_uri.startswith("api/"):
             page.meta["search"] = {"boost": 0.2}

@@ -1,7 +1,6 @@
-"""griffe extension: docstrings and comments as this house writes them.
+"""griffe extension for the docstring conventions of lsmix.
 
-The comment behind a field or a constant is its documentation, if it stands on the line on which the assignment
-ends and doesn't speak to a tool.
+A comment on the last line of a field's or constant's assignment is its documentation, unless it is addressed to a tool.
 """
 
 import io
@@ -17,7 +16,7 @@ _TO_TOOLS: Final = ("noqa", "type:", "fmt:", "pragma:")
 
 
 def comment_behind(lines: list[str]) -> str:
-    """Return the comment that ends the last of some lines of Python; "" if there is none."""
+    """Return the comment at the end of the last of some lines of Python, or "" if there is none."""
     found = ""
     try:
         for token in tokenize.generate_tokens(io.StringIO("\n".join(line.strip() for line in lines)).readline):
@@ -30,15 +29,15 @@ def comment_behind(lines: list[str]) -> str:
 
 
 class HouseStyle(griffe.Extension):
-    """Takes the comment behind an attribute as its docstring, and "Example:" as a section of code."""
+    """Use the comment after an attribute as its docstring, and treat "Example:" as a section of code."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """Look at one attribute that griffe has read."""
+        """Set the docstring of an attribute from its comment."""
         if attr.docstring is None and attr.lineno and (text := comment_behind(attr.lines)):
             text = (text[0].upper() if text[0].isascii() else text[0]) + text[1:] + "." * (text[-1] not in ".:")
             attr.docstring = griffe.Docstring(text, parent=attr)
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Look at any object that griffe has read."""
-        if obj.docstring:  # griffe knows code in "Examples:" only
+        """Rename "Example:" sections."""
+        if obj.docstring:  # griffe recognizes code in "Examples:" only
             obj.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)

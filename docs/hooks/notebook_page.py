@@ -1,7 +1,7 @@
-"""MkDocs hook: the notebook docs/tutorial.ipynb as a page, with the outputs that stand in it.
+"""MkDocs hook: the notebook docs/tutorial.ipynb as a page, with its stored outputs.
 
-Nothing is executed here. ``docs/make_tutorial.py`` executes the notebook and writes its outputs, and a test
-executes it too. A notebook is JSON, so neither nbconvert nor a plugin is needed for it.
+Nothing is executed here: ``docs/make_tutorial.py`` executes the notebook and stores its outputs. A notebook is JSON, so
+neither nbconvert nor a plugin is needed.
 """
 
 import base64
@@ -18,7 +18,7 @@ _NOTEBOOK: Final = Path(__file__).resolve().parents[1] / "tutorial.ipynb"
 
 
 def as_markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
-    """Return a notebook as Markdown, and the pictures in its outputs by file name, ``NAME-1.png`` and so on."""
+    """Return a notebook as Markdown, and the images in its outputs by file name (``NAME-1.png``, …)."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
@@ -29,7 +29,7 @@ def as_markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, byt
             if "image/png" in data:
                 file = f"{name}-{len(pictures) + 1}.png"
                 pictures[file] = base64.b64decode("".join(data["image/png"]))
-                described = cell.get("metadata", {}).get("alt", "what the cell above draws")
+                described = cell.get("metadata", {}).get("alt", "output of the cell above")
                 parts.append(f"![{described}]({file})")
             elif text := "".join(output.get("text", data.get("text/plain", ()))):
                 parts.append(_fenced("text", text.rstrip("\n")))
@@ -37,7 +37,7 @@ def as_markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, byt
 
 
 def _code(source: str) -> str:
-    """Return a cell of Python; or, of one that writes a file, that file."""
+    """Return a code cell as a fenced block; a cell that writes a file becomes a block titled with the file name."""
     first, _, rest = source.partition("\n")
     if not first.startswith(_WRITES):
         return _fenced("python", source)
@@ -50,7 +50,7 @@ def _fenced(language: str, text: str) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the page and its pictures."""
+    """Add the page and its images."""
     notebook = json.loads(_NOTEBOOK.read_text(encoding="utf-8"))
     text, pictures = as_markdown(notebook, _NOTEBOOK.stem)
     files.append(File.generated(config, f"{_NOTEBOOK.stem}.md", content=text))

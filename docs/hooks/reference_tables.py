@@ -1,7 +1,7 @@
-"""MkDocs hook: reference tables and a page for each command, made from the code, so that no page repeats it.
+"""MkDocs hook: reference tables and a page for each command, generated from the code.
 
-A page asks for one by a mark: ``<!-- fields: PREFIX -->`` for the fields of a recipe's section, ``<!-- commands -->`` for
-the command line, ``<!-- pool columns -->`` for the columns of a pool.
+Marks in a page are replaced by tables: ``<!-- fields: SECTION -->`` by the fields of a recipe section, ``<!-- commands
+-->`` by the commands, ``<!-- pool columns -->`` by the columns of a pool.
 """
 
 import ast
@@ -67,7 +67,7 @@ _MARK: Final = re.compile(r"^<!-- (fields|commands|pool columns)(?:: ([\w.]+))? 
 
 
 def fields(section: str) -> str:
-    """Return the table of the fields of a section."""
+    """Return the table of a section's fields."""
     kind = SECTIONS[section]
     comments = _comments(kind)
     lines = ["| field | default | meaning |", "|---|---|---|"]
@@ -85,7 +85,7 @@ def fields(section: str) -> str:
 
 
 def _comments(kind: type) -> dict[str, str]:
-    """Return the comment of each field: behind it, or else on the lines above it."""
+    """Return the comment of each field: at the end of its line, or otherwise on the lines above it."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if not issubclass(owner, msgspec.Struct) or owner is msgspec.Struct:
@@ -141,7 +141,7 @@ def _values(kind: Any) -> str:
 
 
 def commands() -> str:
-    """Return a table of the commands for each group of the overview, with links to their pages."""
+    """Return a table of commands for each group of the overview, with links to the command pages."""
     parts = []
     for title, names in GROUPS.items():
         rows = [
@@ -152,7 +152,7 @@ def commands() -> str:
 
 
 def command_page(name: str) -> str:
-    """Return the page of a command, as click knows it."""
+    """Return the page of a command, generated from its click definition."""
     command = cli.commands[name]
     arguments = [_argument(one) for one in command.params if isinstance(one, click.Argument)]
     rows = [_option(one) for one in command.params if isinstance(one, click.Option)]
@@ -177,7 +177,7 @@ def _option(option: click.Option) -> str:
 
 
 def pool_columns() -> str:
-    """Return the table of the columns that a pool may have."""
+    """Return the table of all columns that a pool may have."""
     shapes = {"number": "(M,)", "image": "(M, H, W, C)", "more": "(M, sources − 2)"}
     values = {"pixel": "0 to 255", "source": "rows of the train split", "label": "0 to classes − 1", "share": "0 to 1"}
     lines = ["| column | type | values | meaning |", "|---|---|---|---|"]
@@ -191,12 +191,12 @@ _MAKERS: Final[dict[str, Callable[..., str]]] = {"fields": fields, "commands": c
 
 
 def expanded(markdown: str) -> str:
-    """Return a page's text with its reference tables in place of the marks."""
+    """Return the text of a page with its marks replaced by reference tables."""
     return _MARK.sub(lambda found: _MAKERS[found[1]](*filter(None, [found[2]])), markdown)
 
 
 def on_config(config: Any) -> Any:
-    """Put the pages of the commands behind cli.md."""
+    """Add the command pages to the navigation, after cli.md."""
     reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
     pages = next(entry["Commands"] for entry in reference if isinstance(entry, dict) and "Commands" in entry)
     pages += [f"commands/{name}.md" for names in GROUPS.values() for name in names]
@@ -204,12 +204,12 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the commands."""
+    """Add the command pages."""
     for name in cli.commands:
         files.append(File.generated(config, f"commands/{name}.md", content=command_page(name)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the tables into the pages that ask for them."""
+    """Replace the marks in a page by tables."""
     return expanded(markdown)

@@ -1,8 +1,8 @@
-"""MkDocs hook: pages that lie outside docs/, and links as they are written for a reader of the repository.
+"""MkDocs hook: add pages from outside docs/, and convert repository links to links of the site.
 
-A link works in both places or the build fails. A page of the repository becomes one of the site, a picture
-is copied, a module leads to its page of the API, and any other file of the repository is named without a link.
-The README's links are absolute, so that they work on a package index; here they are as those of other pages.
+Every link must work both in the repository and on the site, or the build fails. Links to pages and images of the
+repository lead to their copies on the site, links to modules lead to API pages, and links to other files become plain
+text. The links in the README are absolute, so that they work on a package index; they are converted, too.
 """
 
 import posixpath
@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 __all__ = ["on_files", "on_page_markdown", "rewritten"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-_AT: Final = "repository/"  # where the pages from outside docs/ are on the site
+_AT: Final = "repository/"  # site folder of the pages from outside docs/
 _PICTURES: Final = (".png", ".svg")
 _ABSOLUTE: Final = re.compile(r"https://github\.com/lsmix/lsmix/(?:blob|raw)/main/")
 _LINK: Final = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
@@ -34,12 +34,12 @@ def _outside() -> Iterator[Path]:
 
 
 def _on_site(name: str) -> str:
-    # MkDocs takes README.md for a folder's index, and the theme an index for its section's title.
+    # MkDocs treats README.md as the index of a folder, and the theme would use it as the section title.
     return _AT + name.replace("README.md", "readme.md")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages and pictures from outside docs/."""
+    """Add the pages and images from outside docs/."""
     for path in _outside():
         name = _on_site(path.relative_to(ROOT).as_posix())
         file = File.generated(config, name, abs_src_path=str(path))
@@ -56,22 +56,22 @@ def _in_nav(nav: Any, page: str) -> bool:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Give links their targets on the site, and fences that name a file a title."""
+    """Convert links to their targets on the site, and add titles to code blocks that name a file."""
     if page.file.src_uri.startswith("api/") and page.file.src_uri != "api/index.md":
         return markdown
     return _NAMED_FENCE.sub(r'```\1 title="\2"', rewritten(markdown, page.file.src_uri, set(files.src_uris)))
 
 
 def rewritten(markdown: str, page: str, known: set[str]) -> str:
-    """Return a page's text with its links as the site has them.
+    """Return the text of a page with its links converted for the site.
 
     Args:
-        markdown: the text.
-        page: where the page is on the site.
-        known: all files of the site.
+        markdown: Text of the page.
+        page: Path of the page on the site.
+        known: Paths of all files on the site.
 
     Raises:
-        PluginError: a link leads to nothing, on the site or in the repository.
+        PluginError: The target of a link exists neither on the site nor in the repository.
     """
     at = page.removeprefix(_AT) if page.startswith(_AT) else f"docs/{page}"
 
@@ -88,7 +88,7 @@ def rewritten(markdown: str, page: str, known: set[str]) -> str:
             way = posixpath.relpath(goal, posixpath.dirname(page) or ".")
             return f"{mark}[{label}]({way}{'#' + anchor if anchor else ''})"
         if not (ROOT / wanted).exists():
-            raise PluginError(f"{at}: the link to {target!r} leads to nothing: there is no {wanted!r}.")
+            raise PluginError(f"{at}: broken link to {target!r}: {wanted!r} does not exist.")
         return label
 
     parts = _outside_fences(markdown)
@@ -96,7 +96,7 @@ def rewritten(markdown: str, page: str, known: set[str]) -> str:
 
 
 def _places(wanted: str) -> Iterator[str]:
-    """Give where a file of the repository may be on the site, the best first."""
+    """Yield the possible site paths of a repository file, the preferred path first."""
     if wanted.startswith("docs/"):
         inside = wanted.removeprefix("docs/")
         yield from (inside.removesuffix(".ipynb") + ".md",) if inside.endswith(".ipynb") else (inside,)

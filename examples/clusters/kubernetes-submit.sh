@@ -1,6 +1,6 @@
 #!/bin/bash
-# Applies the steps of kubernetes-job.yaml one after another, each when the Job before is complete; ends where one failed.
-# usage: ./kubernetes-submit.sh [options of kubectl, such as --namespace=mine]; started again, it goes on
+# Applies the steps of kubernetes-job.yaml one after another, waiting for each Job to complete; stops if a Job fails.
+# usage: ./kubernetes-submit.sh [kubectl options, such as --namespace=mine]; run it again to continue
 set -eu
 
 file=$(dirname "$(realpath "$0")")/kubernetes-job.yaml
@@ -10,7 +10,7 @@ for step in flow encode finalize-encode mix finalize-mix rest; do
     conditions=
     while [[ $conditions != *Complete* ]]; do
         if [[ $conditions == *Failed* ]]; then
-            echo "step $step failed: kubectl logs --selector step=$step; then kubectl delete job lsmix-$step, and again" >&2
+            echo "Step $step failed. Read 'kubectl logs --selector step=$step', run 'kubectl delete job lsmix-$step', and try again." >&2
             exit 1
         fi
         sleep "${PAUSE:-10}"

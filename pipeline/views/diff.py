@@ -1,4 +1,4 @@
-"""What differs between two artifacts, or between two recipes."""
+"""Compare two artifacts or two recipes field by field."""
 
 from pathlib import Path
 from typing import Any
@@ -14,43 +14,43 @@ __all__ = ["Difference", "differences"]
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """A field with its values in both."""
+    """A field and its two values."""
 
     field: str  # such as "config.alpha" or "inputs.flow"
-    a: Any  # None where the first lacks it
-    b: Any
+    a: Any  # None if the first one lacks the field
+    b: Any  # None if the second one lacks the field
 
 
 def differences(first: str, second: str) -> list[Difference]:
-    """Return the fields in which two artifacts differ, or two recipes with their defaults.
+    """Return the fields in which two artifacts or two recipes, including their defaults, differ.
 
     Args:
-        first: folder or URL of an artifact, or the TOML file of a recipe.
-        second: another of the same kind.
+        first: Folder or URL of an artifact, or the TOML file of a recipe.
+        second: Another artifact or recipe, of the same kind as ``first``.
 
     Raises:
-        RecipeError: one is a recipe and the other is not, or a recipe is wrong.
-        LsmixError: an artifact cannot be opened.
+        RecipeError: One is a recipe and the other is not, or a recipe is invalid.
+        LsmixError: An artifact cannot be opened.
     """
-    recipes = [_is_recipe(place) for place in (first, second)]
+    recipes = [_is_recipe(path) for path in (first, second)]
     if len(set(recipes)) > 1:
-        raise RecipeError("A recipe can be compared with a recipe only, and an artifact with an artifact.")
+        raise RecipeError("Cannot compare a recipe with an artifact. Name two recipes or two artifacts.")
     before, now = map(_recipe_fields if recipes[0] else _artifact_fields, (first, second))
     return [Difference(field=name, a=a, b=b) for name, a, b in field_differences(before, now)]
 
 
-def _is_recipe(place: str) -> bool:
-    return "://" not in place and (place.endswith(".toml") or Path(place).is_file())
+def _is_recipe(path: str) -> bool:
+    return "://" not in path and (path.endswith(".toml") or Path(path).is_file())
 
 
-def _recipe_fields(place: str) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(read_recipe(place))
+def _recipe_fields(path: str) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(read_recipe(path))
     return fields
 
 
-def _artifact_fields(place: str) -> dict[str, Any]:
-    """Return what decides an artifact, its counts, and what it was made with; not its times."""
-    manifest = open_artifact(place).manifest
+def _artifact_fields(path: str) -> dict[str, Any]:
+    """Return the fields to compare: identity, configuration, inputs, counts and software, but no times."""
+    manifest = open_artifact(path).manifest
     return {
         "stage": manifest.stage,
         "stage_version": manifest.stage_version,

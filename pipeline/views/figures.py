@@ -1,7 +1,7 @@
-"""The paper's figures as grids of images, drawn from a flow, its latents and the images themselves.
+"""The paper's figures as image grids, drawn from a flow, its latents and the source images.
 
-Sources are shown as they are in the data set, mixes as the flow decodes them, also failed decodes.
-Axes: R pairs or images, K columns, D components, H, W, C of an image.
+Source images come from the data set; mixes are decoded by the flow, and failed decodes are shown too.
+Axes: R pairs or images, K columns, D latent components, H, W, C of an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ __all__ = [
 
 Image = NDArray[np.uint8]
 Pair = tuple[int, int]
-# By their titles, unreduced as in the paper: λ of the columns of [P Fig. 4], share of zeros in those of [P Fig. 3].
+# Column title -> λ in [P Fig. 4], and -> share of zeros in [P Fig. 3]; the fractions are not reduced, as in the paper.
 _FIG4_RATES: Final = {f"{n}/16": Fraction(n, 16) for n in (2, 5, 7, 9, 11, 14)}
 _FIG3_RATES: Final = {f"{n}/12": Fraction(n, 12) for n in range(1, 12)}
 _INTERPOLATION_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in _FIG4_RATES), "x₂")
@@ -42,43 +42,43 @@ _INTERPOLATION_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in _FIG4_RATES),
 
 @dataclass(frozen=True, kw_only=True)
 class PaperFigure:
-    """A figure before it is a picture."""
+    """The images and texts of a figure, before rendering."""
 
     rows: list[list[Image | None]]  # images uint8 (H, W, C), row by row
     column_titles: list[str]
-    row_titles: list[str]  # "" where a row has none; may be empty
-    alt: str  # what it shows, for readers who cannot see it
-    caption: str  # what it shows, and which figure of the paper it is
-    decoded: int  # images that the flow decoded
-    decode_failed: int  # of these, failed decodes by the default rule of pools
+    row_titles: list[str]  # "" for rows without a title; may be empty
+    alt: str  # alternative text for screen readers
+    caption: str  # description, and the number of the figure in the paper
+    decoded: int  # number of images decoded by the flow
+    decode_failed: int  # how many of these failed to decode, by the default rule of pools
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """What a figure is drawn from."""
+    """The inputs of a figure."""
 
     flow: "Flow"
     latents: "Latents"
     images: Image  # of the train split, (N, H, W, C)
     pairs: list[Pair]  # rows of the train split
-    seed: int  # of the draws of methods with chance
-    methods: tuple[str, ...]  # that Appendix E shows
+    seed: int  # for methods that draw random numbers
+    methods: tuple[str, ...]  # shown in the figure of Appendix E
 
 
 def _mixed(latents: "Latents", pairs: Sequence[Pair], method: str, seed: int) -> NDArray[np.float32]:
-    """Return each pair of source rows mixed at each rate of Fig. 4: latents, float32 (R, K, D).
+    """Mix each pair of source rows at each λ of Fig. 4 and return the latents, float32 (R, K, D).
 
-    Draws are named by the pair's row alone, so that the masks of methods with chance grow with λ.
+    Random draws depend on the pair's row only, so the masks of randomised methods grow with λ.
     """
     from lsmix.glow.latent_mixing import mix_latents
 
-    first, second = (latents.z.gather([pair[place] for pair in pairs]) for place in (0, 1))
+    first, second = (latents.z.gather([pair[index] for pair in pairs]) for index in (0, 1))
     rates = _FIG4_RATES.values()
     return np.stack([mix_latents(method, first, second, float(rate), seed=seed)[0] for rate in rates], axis=1)
 
 
 def _decode(flow: "Flow", z: NDArray[np.float32]) -> tuple[Image, NDArray[np.bool_]]:
-    """Decode latents, float32 (R, K, D): images (R, K, H, W, C), and which failed by the default rule of pools, (R, K)."""
+    """Decode latents, float32 (R, K, D), into images (R, K, H, W, C) and failed-decode flags (R, K) by pool defaults."""
     from lsmix.glow.latent_mixing import is_failed_decode
 
     rule = PoolConfig()
@@ -89,7 +89,7 @@ def _decode(flow: "Flow", z: NDArray[np.float32]) -> tuple[Image, NDArray[np.boo
 
 
 def check_figure(name: str) -> None:
-    """Raise RecipeError, with the nearest name, unless there is a figure of this name."""
+    """Raise RecipeError, with the nearest name, unless ``name`` is in FIGURES."""
     if name not in FIGURES:
         raise RecipeError(f"unknown figure {name!r}.{nearest(name, list(FIGURES))}")
 
@@ -107,16 +107,16 @@ def draw_figure(
     """Draw a figure of the paper.
 
     Args:
-        name: a name in FIGURES.
-        flow: decodes the mixes.
-        latents: of the train split of ``dataset``, made by ``flow``.
-        dataset: the sources.
-        pairs: pairs of source images, at least 1; fewer are shown where there are too few images.
-        seed: of the choice of pairs, and of what methods with chance draw.
-        methods: in latent space, that "appendix-e" shows; empty for those of lsmix alone.
+        name: A name in FIGURES.
+        flow: The flow that decodes the mixes.
+        latents: Latents of the train split of ``dataset``, encoded by ``flow``.
+        dataset: The data set with the source images.
+        pairs: Number of pairs of source images, at least 1; fewer are shown if the data set has too few images.
+        seed: Seed for the choice of pairs and for randomised methods.
+        methods: Latent-space methods that "appendix-e" shows; empty for the methods built into lsmix.
 
     Raises:
-        RecipeError: there is no such figure, or the data set has no pair.
+        RecipeError: The figure does not exist, or the data set has fewer than two training images.
     """
     check_figure(name)
     train = dataset.train
@@ -131,25 +131,29 @@ def draw_figure(
 
 
 def choose_figure_pairs(labels: NDArray[np.int64], count: int, seed: int) -> list[tuple[int, int]]:
-    """Return up to ``count`` pairs of rows of different classes, every row in one pair at most.
+    """Return up to ``count`` pairs of rows of different classes; every row is in at most one pair.
 
-    A function of the seed and the labels, int64 (N,). Where no two classes are left, two images of one class are a pair;
-    where no two images are left, there are fewer pairs.
+    The result depends only on the seed and the labels, int64 (N,). Once the remaining rows have a single class, pairs
+    are of the same class.
     """
     left: list[int] = generator(seed, "figures", "pairs").permutation(len(labels)).tolist()
     pairs: list[Pair] = []
     while len(pairs) < count and len(left) > 1:
         first = left.pop(0)
-        other = next((place for place, row in enumerate(left) if labels[row] != labels[first]), 0)
+        other = next((index for index, row in enumerate(left) if labels[row] != labels[first]), 0)
         pairs.append((first, left.pop(other)))
     return pairs
 
 
 def figure_png(figure: PaperFigure, *, width: int = 830) -> bytes:
-    """Return a figure as PNG: about 2 · ``width`` pixels wide, the same bytes each time."""
+    """Return a figure as PNG, about 2 · ``width`` pixels wide; equal figures give equal bytes."""
     from lsmix.pipeline.views.images import page_grid
 
     return page_grid(figure.rows, figure.column_titles, figure.row_titles, width=width)
+
+
+def _count_pairs(count: int) -> str:
+    return f"{count} {'pair' if count == 1 else 'pairs'} of images"
 
 
 def _side_by_side(sources: _Sources) -> PaperFigure:
@@ -169,9 +173,9 @@ def _side_by_side(sources: _Sources) -> PaperFigure:
         rows=[list(row) for row in zip(first, second, *pixels, images[:, 0], strict=True)],
         column_titles=["x₁", "x₂", *titles],
         row_titles=[],
-        alt=f"{len(first)} pairs of images, and their mixes by MixUp, CutMix and LS-Mix.",
+        alt=f"{_count_pairs(len(first))} and their mixes by MixUp, CutMix and LS-Mix.",
         caption="Two images and their mixes by MixUp, CutMix and LS-Mix at λ = 1/2, as in Fig. 1 of the paper. "
-        "MixUp blends them, CutMix pastes a box, LS-Mix joins parts of both.",
+        "MixUp blends the images, CutMix pastes a box, and LS-Mix joins parts of both.",
         decoded=failed.size,
         decode_failed=int(failed.sum()),
     )
@@ -190,8 +194,8 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
         column_titles=["x", *_FIG3_RATES],
         row_titles=[],
         alt=f"{len(rows)} images whose last latent components are set to zero, from one twelfth to eleven twelfths.",
-        caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper: the "
-        "image of the zero latent spreads from the lower right.",
+        caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper. "
+        "The image of the all-zero latent spreads from the lower right.",
         decoded=failed.size,
         decode_failed=int(failed.sum()),
     )
@@ -200,7 +204,10 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
 def _interpolations(
     caption: str, methods: tuple[str, ...], sources: _Sources, *, share_of_pairs: int = 1
 ) -> PaperFigure:
-    """Draw a block of rows for each method, by default all: a row for each pair of x₁, the mixes at growing λ, x₂."""
+    """Draw a block of rows for each method, one row per pair: x₁, the mixes at growing λ, x₂.
+
+    Empty ``methods`` means ``sources.methods``; only one in ``share_of_pairs`` pairs is drawn, rounded up.
+    """
     methods = methods or sources.methods
     pairs = sources.pairs[: -(-len(sources.pairs) // share_of_pairs)]
     z = np.concatenate([_mixed(sources.latents, pairs, method, sources.seed) for method in methods])
@@ -213,34 +220,33 @@ def _interpolations(
     return PaperFigure(
         rows=rows,
         column_titles=list(_INTERPOLATION_TITLES),
-        # One method needs no title; several have theirs at the first row of their block.
+        # A single method needs no title; otherwise the first row of each block has one.
         row_titles=[line for title in titles for line in (title, *[""] * (len(pairs) - 1))] if len(titles) > 1 else [],
-        alt=f"{len(pairs)} pairs of images, mixed by {', '.join(titles)} at λ from 2/16 to 14/16.",
+        alt=f"{_count_pairs(len(pairs))}, mixed by {', '.join(titles)} at λ from 2/16 to 14/16.",
         caption=caption,
         decoded=failed.size,
         decode_failed=int(failed.sum()),
     )
 
 
-# By the name that the command line and the report use.
+# By the names used in the command line and the report.
 FIGURES: Final[dict[str, Callable[[_Sources], PaperFigure]]] = {
     "fig1": _side_by_side,
     "fig3": _zero_fill,
     "fig4": partial(
         _interpolations,
-        "Pairs mixed by LS-Mix at growing λ between their sources, as in Fig. 4 of the paper: the part of x₂ grows from the "
-        "upper left.",
+        "Pairs mixed by LS-Mix at growing λ, as in Fig. 4 of the paper. The part of x₂ grows from the upper left.",
         ("ls-mix",),
     ),
     "fig7": partial(
         _interpolations,
-        "The pairs of Fig. 4 mixed by Swap-Mix and by Reverse-Mix, as in Fig. 7 of the paper: components that leave their "
-        "place in the latent order deform the image.",
+        "The pairs of Fig. 4 mixed by Swap-Mix and Reverse-Mix, as in Fig. 7 of the paper. Moving components to other "
+        "positions in the latent vector distorts the image.",
         ("swap-mix", "reverse-mix"),
     ),
     "appendix-e": partial(
         _interpolations,
-        "The same pairs mixed at growing λ by every method in latent space, as in Appendix E of the paper.",
+        "The same pairs mixed by every latent-space method at growing λ, as in Appendix E of the paper.",
         (),
         share_of_pairs=2,
     ),

@@ -1,4 +1,4 @@
-"""Grids of images as PNG, and the rows of a pool that a grid shows."""
+"""Image grids as PNG, and the choice of pool rows that a grid shows."""
 
 import io
 import math
@@ -28,13 +28,13 @@ __all__ = [
 
 _INK = (128, 136, 148, 255)  # contrast of at least 3.5 on white and on near-black
 _PAGE_WIDTH = 830  # CSS pixels
-_PAGE_DENSITY = 2  # pixels of a picture for each CSS pixel, so that its letters are sharp
-_TEXT_SIZES = range(13, 23)  # of titles on a page, in CSS pixels: the largest that fits, for readers on a telephone
-_TRIPLES = 3  # of x₁, mix, x₂ in a row
-_CANDIDATES = 4096  # rows of a pool that are looked at
-_LARGEST, _SMALLEST = 128, 48  # pixels of the longer side of a pool's image as drawn
+_PAGE_DENSITY = 2  # image pixels per CSS pixel, so that text is sharp
+_TEXT_SIZES = range(13, 23)  # CSS pixels of titles on a page; the largest that fits is used, for readers on a phone
+_TRIPLES = 3  # x₁, mix, x₂ triples per row
+_CANDIDATES = 4096  # pool rows from which a grid is chosen
+_LARGEST, _SMALLEST = 128, 48  # pixels of the longer side of a pool image in a grid
 GRID_TITLES: Final = ["x₁", "mix", "x₂"] * _TRIPLES
-GRID_COLUMNS: Final = 12  # of a grid without sources
+GRID_COLUMNS: Final = 12  # of a grid without source images
 
 
 def image_grid(
@@ -46,14 +46,14 @@ def image_grid(
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Return the images in rows as one RGBA picture.
+    """Return rows of images as one RGBA image.
 
-    An image is uint8 (H, W, C) or (H, W) with C 1 (grey) or 3 (RGB); None leaves its cell empty. Every pixel becomes
-    ``scale`` × ``scale`` ones; cells are as large as the largest image, and ``gap`` pixels apart. There may be fewer titles
-    than rows or columns.
+    Images are uint8 (H, W, C) or (H, W), with C = 1 (grey) or 3 (RGB); None leaves a cell empty. Every pixel is
+    enlarged to ``scale`` × ``scale`` pixels. All cells have the size of the largest image and are ``gap`` pixels apart.
+    There may be fewer titles than rows or columns.
 
     Raises:
-        ValueError: there is no image at all, or one is of another shape or type.
+        ValueError: There is no image, or an image has another shape or dtype.
 
     Example:
         >>> import numpy as np
@@ -64,7 +64,7 @@ def image_grid(
     pictures = [[None if image is None else _picture(image, scale) for image in row] for row in rows]
     present = [picture for row in pictures for picture in row if picture is not None]
     if not present:
-        raise ValueError(f"a grid needs at least one image; got {len(rows)} rows without any.")
+        raise ValueError(f"A grid needs at least one image, got {len(rows)} rows without images.")
     cell_width, cell_height = max(p.width for p in present), max(p.height for p in present)
     columns = max(len(row) for row in pictures)
 
@@ -97,7 +97,7 @@ def page_grid(
     *,
     width: int = _PAGE_WIDTH,
 ) -> bytes:
-    """Return a titled grid for a page as PNG: about 2 · ``width`` pixels wide, pixels enlarged by a whole number."""
+    """Return a titled grid for a page as PNG, about 2 · ``width`` pixels wide, enlarged by an integer factor."""
     image_width = next(image.shape[1] for row in rows for image in row if image is not None)
     scale = _PAGE_DENSITY * max(1, round(width / (len(column_titles) * image_width)))
     sizes = range(_TEXT_SIZES.stop - 1, _TEXT_SIZES.start, -1)
@@ -119,7 +119,7 @@ def page_grid(
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Return the image as PNG, without any metadata: the same image gives the same bytes."""
+    """Return the image as PNG without metadata; the same image gives the same bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -129,14 +129,14 @@ def _picture(image: np.ndarray, scale: int) -> Image.Image:
     pixels = image[..., None] if image.ndim == 2 else image
     if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(
-            f"a grid shows uint8 images of shape (H, W), (H, W, 1) or (H, W, 3); got {image.dtype} {image.shape}."
+            f"Expected a uint8 image of shape (H, W), (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}."
         )
     rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return Image.fromarray(rgb.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
 def _fitted(title: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the title, cut with an ellipsis where it would run into its neighbour's."""
+    """Return the title, shortened with an ellipsis if it is wider than ``width`` pixels."""
     if font.getlength(title) <= width:
         return title
     while title and font.getlength(f"{title}…") > width:
@@ -146,7 +146,7 @@ def _fitted(title: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's DejaVu Sans where it is installed, else Pillow's own font, which has Latin letters alone."""
+    """Return matplotlib's DejaVu Sans if installed, otherwise Pillow's own font, which has Latin letters only."""
     spec = find_spec("matplotlib")
     if spec is None or spec.origin is None:
         return cast("ImageFont.FreeTypeFont", ImageFont.load_default(size))
@@ -154,10 +154,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[NDArray[np.uint8]]]:
-    """Return up to ``count`` rows of a grid titled GRID_TITLES: three mixes each, between their first two sources.
+    """Return up to ``count`` grid rows of three mixes, each between its first two sources, to be titled GRID_TITLES.
 
-    ``train`` holds the images of the train split, uint8 (N, H, W, C). Of the pool's first 4,096 rows, those come first that
-    are really mixed: their two classes differ, and they have 20 % to 80 % of x₂.
+    ``train`` contains the images of the train split, uint8 (N, H, W, C). The mixes come from the pool's first 4,096
+    rows. Clearly mixed rows are preferred: two different classes and a share of x₂ between 20 % and 80 %.
     """
     share = pool.share_b[:_CANDIDATES]
     differ = pool.label_a[:_CANDIDATES] != pool.label_b[:_CANDIDATES]
@@ -168,9 +168,10 @@ def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[N
 
 
 def pool_picture(pool: Pool, train: SplitArrays | None, count: int) -> Image.Image:
-    """Return a picture of up to ``count`` rows of a pool's images, each between its sources among those of ``train``.
+    """Return a grid of up to ``count`` rows with a pool's images, each between its source images from ``train``.
 
-    Without these, the pool's first images are ordered by their share of x₂. Large images are reduced.
+    Without ``train``, the grid shows the pool's first images, ordered by their share of x₂. Large images are
+    downscaled.
     """
     if train:
         rows = sample_grid(pool, train.images, count)
@@ -184,5 +185,5 @@ def pool_picture(pool: Pool, train: SplitArrays | None, count: int) -> Image.Ima
 
 
 def in_rows(images: Any, columns: int) -> list[list[NDArray[np.uint8]]]:
-    """Return images in rows of so many columns; the last row may be shorter."""
+    """Split images into rows of ``columns`` images; the last row may be shorter."""
     return [list(images[start : start + columns]) for start in range(0, len(images), columns)]

@@ -1,7 +1,7 @@
-"""A page as plain data, and its rendering as one HTML file that loads nothing else.
+"""HTML pages described as plain data, and rendered as one self-contained file.
 
-Pictures, style and text are all in the file. Every text is escaped for HTML, and characters that do not print are
-shown as their escapes.
+Images, styles and text are embedded; the file loads nothing else. All text is escaped for HTML, and unprintable
+characters are shown as escape sequences.
 """
 
 import base64
@@ -19,13 +19,13 @@ from lsmix.data.errors import printable_lines
 
 __all__ = ["Fact", "Figure", "Page", "Section", "Table", "render_page"]
 
-_LONG_CELL = 28  # characters, from which a column may wrap; shorter cells stay on one line
+_LONG_CELL = 28  # characters; a column with a longer cell may wrap
 _PNG = b"\x89PNG"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One number at the top of the page."""
+    """A headline number at the top of the page."""
 
     label: str
     value: str
@@ -34,62 +34,62 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table whose cells are text; columns of numbers are aligned to the right."""
+    """A table of text cells; numeric columns are right-aligned."""
 
     title: str = ""
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]  # each as long as columns
-    note: str = ""  # shown below it
+    rows: tuple[tuple[str, ...], ...]  # one cell per column
+    note: str = ""  # shown below the table
     best: tuple[int, ...] = ()  # indices of the rows to highlight
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What each column holds: "number", "long" for text that may wrap, or ""."""
+        """The kind of each column: "number", "long" for text that may wrap, or ""."""
         return tuple(_kind([row[column] for row in self.rows]) for column in range(len(self.columns)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture with its caption."""
+    """An image with its caption."""
 
-    name: str  # its file's name without suffix, unique on the page
+    name: str  # file name without suffix, unique on the page
     data: bytes  # PNG or SVG
-    alt: str  # what it shows, for readers who cannot see it
+    alt: str  # alternative text for screen readers
     caption: str = ""
-    density: int = 2  # pixels of a PNG for each CSS pixel of the page
+    density: int = 2  # PNG pixels per CSS pixel
 
     @property
     def file_name(self) -> str:
-        """Name of the picture as a file of its own."""
+        """The file name of the image, with suffix."""
         return f"{self.name}.png" if self.data.startswith(_PNG) else f"{self.name}.svg"
 
     @property
     def uri(self) -> str:
-        """The picture as a data: URI."""
+        """The image as a data: URI."""
         media = "image/png" if self.data.startswith(_PNG) else "image/svg+xml"
         return f"data:{media};base64,{base64.b64encode(self.data).decode()}"
 
     @property
     def width(self) -> int | None:
-        """Width of a PNG on the page, in CSS pixels; None for SVG, which fills its column."""
-        # Bytes 16 to 20 of a PNG are its width: the IHDR chunk always comes first.
+        """The width of a PNG on the page, in CSS pixels; None for SVG, which fills its column."""
+        # The IHDR chunk always comes first, so bytes 16 to 20 of a PNG are its width.
         return int.from_bytes(self.data[16:20], "big") // self.density if self.data.startswith(_PNG) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: text, then tables and pictures in their order. Folded parts come after the open ones."""
+    """A section of the page: text, then tables and figures in order. Folded sections follow all open ones."""
 
     title: str
     text: str = ""
     items: Sequence[Table | Figure] = ()
-    code: str = ""  # shown as it is, in a fixed-width font
+    code: str = ""  # shown verbatim in a fixed-width font
     folded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A whole page. Sections without items or code are left out."""
+    """A page. Sections without items or code are omitted."""
 
     title: str
     summary: str = ""
@@ -100,12 +100,12 @@ class Page:
 
     @property
     def figures(self) -> list[Figure]:
-        """All pictures of the page, in order."""
+        """All figures of the page, in order."""
         return [item for section in self.sections for item in section.items if isinstance(item, Figure)]
 
 
 def render_page(page: Page, template: str = "page.html.j2", **values: Any) -> str:
-    """Return a page as HTML; ``values`` are further names for a template that extends the common one."""
+    """Return a page as HTML; ``values`` are extra variables for templates that extend ``page.html.j2``."""
     return _templates().get_template(template).render(page=page, **values)
 
 

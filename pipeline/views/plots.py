@@ -1,6 +1,6 @@
-"""The plots of report and pool page, as SVG that follows the reader's light or dark theme.
+"""SVG plots for the report and the pool page, which follow the reader's light or dark theme.
 
-The same numbers give the same bytes: plots have no date, no random identifier and no global state.
+The same numbers give the same bytes: plots contain no date or random identifier and use no global state.
 """
 
 import io
@@ -39,7 +39,7 @@ __all__ = [
     "spread_plot",
 ]
 
-# Role -> (on light, on dark). Plots are drawn in the light colours; in SVG each becomes a CSS variable of its role.
+# Role -> (colour on light, colour on dark). `_themed` replaces the light colours by CSS variables.
 _COLOURS = {
     "ink": ("#1d2530", "#e6eaf0"),
     "soft": ("#5f6b7a", "#9aa6b5"),
@@ -52,13 +52,13 @@ _COLOURS = {
     "c5": ("#697077", "#aeb6c0"),
 }
 _SERIES = [light for role, (light, _) in _COLOURS.items() if role.startswith("c")]
-_WIDTH = 4.8  # inches of every plot, so that its letters can be read on a telephone
-_LINE_LENGTH = 22  # characters of a line of a label
-_LEGEND_LETTERS = 56  # of all entries in a line of a legend
-_NUMBERED_CLASSES = 10  # beyond which squares of the class matrix are too small for their numbers
-_CLASS_LENGTH = 16  # characters of a class beside the matrix
-_LEVEL_LETTERS = 2  # of the longest class name, up to which names below the matrix are level
-_MANY_POINTS = 300  # beyond which a line is drawn thin, since it is noisy
+_WIDTH = 4.8  # inches of every plot: narrow enough that its text is readable on a phone
+_LINE_LENGTH = 22  # characters per line of a label
+_LEGEND_LETTERS = 56  # characters per line of a legend
+_NUMBERED_CLASSES = 10  # with more classes, the squares of the class matrix are too small for numbers
+_CLASS_LENGTH = 16  # characters of a class name next to the matrix
+_LEVEL_LETTERS = 2  # class names up to this length are horizontal below the matrix; longer ones are vertical
+_MANY_POINTS = 300  # lines with more points are noisy and drawn thin
 _INK, _SOFT, _LINE = (_COLOURS[role][0] for role in ("ink", "soft", "line"))
 _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[Any, Any] = {  # matplotlib types the keys as one long Literal
@@ -73,7 +73,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib types the keys as one long Literal
     "axes.titlepad": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so measures are the same everywhere
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so text has the same size everywhere
     "font.size": 10,
     "grid.color": _LINE,
     "grid.linewidth": 0.8,
@@ -84,7 +84,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib types the keys as one long Literal
     "svg.fonttype": "none",
     "svg.hashsalt": "lsmix",
     "text.color": _INK,
-    "text.parse_math": False,  # a run may be called "$5"
+    "text.parse_math": False,  # a run may be named "$5"
     "xtick.color": _LINE,
     "xtick.labelcolor": _SOFT,
     "ytick.color": _LINE,
@@ -98,27 +98,27 @@ class Series:
 
     label: str
     x: Sequence[float] | np.ndarray
-    y: Sequence[float] | np.ndarray  # as long as x; what is not finite leaves a gap
-    spread: Sequence[float] | np.ndarray = ()  # of each point, drawn above and below it; empty draws none
+    y: Sequence[float] | np.ndarray  # as long as x; non-finite values leave a gap
+    spread: Sequence[float] | np.ndarray = ()  # half-length of each point's error bar; empty draws no error bars
 
 
 def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
-    """Draw a row for each run: a faint point for each seed, the mean ± sample standard deviation, and the number.
+    """Draw a row for each run: a faint point for each seed, and the mean ± sample standard deviation, also as a number.
 
-    Runs without a result keep their row. The first run marked as baseline gives a dashed line to compare with. The
-    paper's figures are open diamonds.
+    Runs without a result keep an empty row. A dashed line marks the mean of the first baseline run. Open diamonds are
+    the error rates that the paper reports.
     """
-    papers = " (open: the paper's)" if any(run.paper_mean is not None for run in rows) else ""
+    papers = " (open diamonds: paper)" if any(run.paper_mean is not None for run in rows) else ""
     with _rows([run.label for run in rows], f"error rate in %, last epoch{papers}") as (figure, axes):
-        for place, run in enumerate(rows):
+        for index, run in enumerate(rows):
             colour = _SERIES[5] if run.baseline else _SERIES[0]
-            axes.plot(run.errors, [place] * len(run.errors), "o", color=colour, alpha=0.35, markersize=5, mew=0)
+            axes.plot(run.errors, [index] * len(run.errors), "o", color=colour, alpha=0.35, markersize=5, mew=0)
             if run.std is not None:
-                axes.errorbar(run.mean, place, xerr=run.std, color=colour, elinewidth=2, capsize=0)
-            axes.plot([run.mean], [place], "o", color=colour, markersize=8, mew=0)
+                axes.errorbar(run.mean, index, xerr=run.std, color=colour, elinewidth=2, capsize=0)
+            axes.plot([run.mean], [index], "o", color=colour, markersize=8, mew=0)
             if run.paper_mean is not None:
-                axes.plot([run.paper_mean], [place], "D", color=_SOFT, markersize=6, mfc="none", mew=1.2)
-            _annotate_right(axes, place, run.text)
+                axes.plot([run.paper_mean], [index], "D", color=_SOFT, markersize=6, mfc="none", mew=1.2)
+            _annotate_right(axes, index, run.text)
         reference = next((run.mean for run in rows if run.baseline and run.errors), None)
         if reference is not None:
             axes.axvline(reference, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
@@ -127,13 +127,13 @@ def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
 
 
 def difference_plot(rows: Mapping[str, Interval], x_label: str) -> bytes:
-    """Draw a row for each difference with its interval; a dashed line marks 0, and grey rows contain it."""
+    """Draw a row for each difference with its interval; a dashed line marks 0; intervals that contain 0 are grey."""
     with _rows(rows, x_label) as (figure, axes):
-        for place, one in enumerate(rows.values()):
+        for index, one in enumerate(rows.values()):
             colour = _SERIES[5] if one.low <= 0.0 <= one.high else _SERIES[2 if one.value < 0 else 1]
-            axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2)
-            axes.plot([one.value], [place], "o", color=colour, markersize=8, mew=0)
-            _annotate_right(axes, place, f"{one.value:+.2f}".replace("-", "−"))
+            axes.plot([one.low, one.high], [index, index], color=colour, linewidth=2)
+            axes.plot([one.value], [index], "o", color=colour, markersize=8, mew=0)
+            _annotate_right(axes, index, f"{one.value:+.2f}".replace("-", "−"))
         axes.axvline(0.0, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         return _svg(figure)
 
@@ -147,22 +147,22 @@ def curves(
     x_ticks: Sequence[float] = (),
     y_log: bool = False,
 ) -> bytes:
-    """Draw lines over a common axis; a series of a single point is drawn as one.
+    """Draw lines over a common x axis; a series with a single point is drawn as a marker.
 
-    ``x_ticks`` makes the x axis logarithmic, with these marks. ``y_log`` is for values that fall by factors, such as an error
-    rate from its first epoch on; zeros then leave a gap.
+    ``x_ticks`` makes the x axis logarithmic, with ticks at these values. ``y_log`` makes the y axis logarithmic, for
+    values that span orders of magnitude, such as an error rate from the first epoch on; zeros then leave a gap.
     """
     names = [_shortened(one.label) for one in series]
     columns, height = _legend(names)
     with _figure(3.0 + height) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
         axes.set_title(_label(title))
-        for place, (one, name) in enumerate(zip(series, names, strict=True)):
+        for index, (one, name) in enumerate(zip(series, names, strict=True)):
             axes.plot(
                 np.asarray(one.x, dtype=float),
                 np.asarray(one.y, dtype=float),
                 label=name,
-                linestyle="-" if place < len(_SERIES) else (0, (4, 2)),  # the colours begin again
+                linestyle="-" if index < len(_SERIES) else (0, (4, 2)),  # dashed once the colours repeat
                 linewidth=1.1 if len(one.x) > _MANY_POINTS else 1.8,
                 marker="o" if len(one.x) == 1 or len(one.spread) else None,
             )
@@ -188,10 +188,10 @@ def curves(
 
 
 def histogram(lam: np.ndarray, share: np.ndarray) -> bytes:
-    """Draw how λ as drawn and the share of x₂ are distributed, both as counts, int (bins,), over 0 to 1."""
+    """Draw the distributions of the sampled λ and of the share of x₂, both as counts, int (bins,), over 0 to 1."""
     with _figure(2.6, panels=2) as (figure, panels):
         for axes, counts, title, colour in zip(
-            panels, (lam, share), ("λ as drawn", "share of x₂"), _SERIES, strict=False
+            panels, (lam, share), ("sampled λ", "share of x₂"), _SERIES, strict=False
         ):
             axes.grid(visible=False, axis="x")
             axes.bar(
@@ -210,7 +210,7 @@ def histogram(lam: np.ndarray, share: np.ndarray) -> bytes:
 
 
 def pair_matrix(counts: np.ndarray, names: Sequence[str]) -> bytes:
-    """Draw how many images have each pair of classes, int (C, C): a row for the class of x₁, a column for that of x₂."""
+    """Draw the number of images for each pair of classes, int (C, C): rows are classes of x₁, columns classes of x₂."""
     size, top = len(names), max(int(counts.max()), 1)
     with _figure(0.5 + _WIDTH * 0.85) as (figure, (axes,)):
         axes.grid(visible=False)
@@ -235,53 +235,53 @@ def pair_matrix(counts: np.ndarray, names: Sequence[str]) -> bytes:
 
 
 def spread_plot(samples: Mapping[str, np.ndarray], x_label: str) -> bytes:
-    """Draw how each sample of numbers spreads, a row each: 5% to 95% thin, the middle half thick, the median in figures.
+    """Draw the spread of each sample as a row: 5% to 95% thin, the middle half thick, and the median, also as a number.
 
-    The first sample is the reference: its middle half is shaded and its median dashed through all rows. Values that are
-    not finite are left out; a sample without any keeps its row.
+    The first sample is the reference: across all rows, its middle half is shaded and its median is a dashed line.
+    Non-finite values are ignored; a sample without finite values keeps an empty row.
     """
     with _rows(samples, x_label) as (figure, axes):
-        for place, values in enumerate(samples.values()):
+        for index, values in enumerate(samples.values()):
             finite = values[np.isfinite(values)]
             if not finite.size:
                 continue
-            colour = _SERIES[0] if place else _SERIES[5]
+            colour = _SERIES[0] if index else _SERIES[5]
             low, first, median, third, high = np.percentile(finite, (5, 25, 50, 75, 95))
-            if not place:
+            if not index:
                 axes.axvspan(first, third, color=colour, alpha=0.12, linewidth=0, zorder=0)
                 axes.axvline(median, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-            axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
-            axes.plot([first, third], [place, place], color=colour, linewidth=8, solid_capstyle="butt")
-            axes.plot([median], [place], "|", color=_INK, markersize=15, markeredgewidth=2)
-            _annotate_right(axes, place, f"{median:.3f}")
+            axes.plot([low, high], [index, index], color=colour, linewidth=1.4, solid_capstyle="butt")
+            axes.plot([first, third], [index, index], color=colour, linewidth=8, solid_capstyle="butt")
+            axes.plot([median], [index], "|", color=_INK, markersize=15, markeredgewidth=2)
+            _annotate_right(axes, index, f"{median:.3f}")
         return _svg(figure)
 
 
 def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str) -> bytes:
-    """Draw for each row a bar to the left, its first distance, and one to the right, its second, with their intervals."""
+    """Draw two bars for each row with their intervals: the first distance to the left, the second to the right."""
     with _rows(rows, x_label) as (figure, axes):
-        for place, both in enumerate(rows.values()):
+        for index, both in enumerate(rows.values()):
             for sign, colour, one in zip((-1, 1), (_SERIES[2], _SERIES[1]), both, strict=True):
-                axes.barh(place, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
-                axes.plot([sign * one.low, sign * one.high], [place, place], color=_INK, linewidth=1.2)
-            _annotate_right(axes, place, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
+                axes.barh(index, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
+                axes.plot([sign * one.low, sign * one.high], [index, index], color=_INK, linewidth=1.2)
+            _annotate_right(axes, index, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
         axes.axvline(0.0, color=_SOFT, linewidth=1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
         return _svg(figure)
 
 
 def gain_plot(points: Mapping[str, tuple[Interval, Interval]], x_label: str, y_label: str) -> bytes:
-    """Draw a point with its number for each name, at two values with their intervals; a legend below has the names."""
+    """Draw a numbered point for each name at (x, y), with the intervals of both; the legend below lists the names."""
     names = [f"{number} {_shortened(name)}" for number, name in enumerate(points, start=1)]
     columns, height = _legend(names)
     with _figure(3.4 + height) as (figure, (axes,)):
         axes.axhline(0.0, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)))
-        for place, ((x, y), name) in enumerate(zip(points.values(), names, strict=True)):
-            colour = _SERIES[place % len(_SERIES)]
+        for index, ((x, y), name) in enumerate(zip(points.values(), names, strict=True)):
+            colour = _SERIES[index % len(_SERIES)]
             axes.plot([x.low, x.high], [y.value, y.value], color=colour, linewidth=1, alpha=0.6)
             axes.plot([x.value, x.value], [y.low, y.high], color=colour, linewidth=1, alpha=0.6)
             axes.plot([x.value], [y.value], "o", color=colour, markersize=7, mew=0, label=name)
-            axes.annotate(str(place + 1), (x.value, y.value), (5, 5), textcoords="offset points", color=_INK)
+            axes.annotate(str(index + 1), (x.value, y.value), (5, 5), textcoords="offset points", color=_INK)
         _draw_legend(figure, names, columns)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -289,7 +289,7 @@ def gain_plot(points: Mapping[str, tuple[Interval, Interval]], x_label: str, y_l
 
 
 def _label(text: str) -> str:
-    """Return a name as a plot shows it: printable, on two short lines at most, so that the plot has room."""
+    """Return a name as printable text on at most two short lines."""
     return "\n".join(textwrap.wrap(printable_words(text), _LINE_LENGTH, max_lines=2, placeholder="…"))
 
 
@@ -300,7 +300,7 @@ def _shortened(text: str) -> str:
 
 @contextmanager
 def _rows(labels: Collection[str], x_label: str) -> Iterator[tuple[Figure, Axes]]:
-    """Return a figure with its axes, of which the places 0, 1, … of the y axis are rows with a label each, from the top."""
+    """Return a figure and its axes with one labelled row at each of y = 0, 1, …, from top to bottom."""
     count = max(1, len(labels))
     with _figure(0.8 + 0.42 * count) as (figure, (axes,)):
         axes.grid(visible=False, axis="y")
@@ -312,28 +312,28 @@ def _rows(labels: Collection[str], x_label: str) -> Iterator[tuple[Figure, Axes]
         yield figure, axes
 
 
-def _annotate_right(axes: Axes, place: int, text: str) -> None:
+def _annotate_right(axes: Axes, index: int, text: str) -> None:
     axes.annotate(
-        text, (1.02, place), xycoords=("axes fraction", "data"), va="center", color=_INK, annotation_clip=False
+        text, (1.02, index), xycoords=("axes fraction", "data"), va="center", color=_INK, annotation_clip=False
     )
 
 
 @contextmanager
 def _figure(height: float, *, panels: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Return a figure of ``height`` inches and its panels, in our style alone."""
+    """Return a figure of ``height`` inches and its panels, in the style of lsmix."""
     with mpl.rc_context():
-        mpl.rcdefaults()  # a user's matplotlibrc must not change our bytes
+        mpl.rcdefaults()  # the output must not depend on the user's matplotlibrc
         mpl.rcParams.update(_STYLE)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
-        every = [figure.add_subplot(1, panels, place + 1) for place in range(panels)]
+        every = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
         for axes in every:
             axes.set_prop_cycle(color=_SERIES)
         yield figure, every
 
 
 def _legend(names: Sequence[str]) -> tuple[int, float]:
-    """Return the columns of a legend below a plot, and its height in inches."""
+    """Return the number of columns of a legend below a plot, and the legend's height in inches."""
     columns = max(1, min(3, _LEGEND_LETTERS // (max(map(len, names), default=0) + 6)))
     return columns, 0.19 * -(-len(names) // columns) if len(names) > 1 else 0.0
 
@@ -347,14 +347,14 @@ def _svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():
-        # The reader's font draws the letters, not the one that measures them here.
+        # The reader's font renders the text; the font used here only measures it, so missing glyphs do not matter.
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return _themed(buffer.getvalue().decode()).encode()
 
 
 def _themed(svg: str) -> str:
-    """Return the SVG with our colours as CSS variables that follow the theme, and with the reader's own font."""
+    """Return the SVG with colours as CSS variables that follow the theme, and with the reader's system font."""
     for role, (light, _) in _COLOURS.items():
         svg = svg.replace(light, f"var(--{role}, {light})")
     svg = svg.replace("'DejaVu Sans'", _FONT_STACK)

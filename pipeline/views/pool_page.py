@@ -1,7 +1,7 @@
-"""The page of a pool: really mixed samples between their sources, more of them with filters, and how the pool is made up.
+"""The HTML page of a pool: samples next to their source images, more samples with filters, and statistics.
 
-The page is one file of at most 3 MB that loads nothing. Only the template's own script may run: the page's content
-security policy has its digest.
+The page is one self-contained file of at most 3 MB. Only the template's own script may run: the content security policy
+of the page contains its digest.
 """
 
 import base64
@@ -29,30 +29,30 @@ from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, source_parts,
 __all__ = ["PAGE_SAMPLES", "render_pool_page"]
 
 PAGE_SAMPLES: Final = 120  # rows of a pool on its page by default
-_OPEN_SAMPLES = 9  # that stand before the folded ones
-_FAILED_SAMPLES = 24  # rows that failed to decode, in a part of their own
-_PAGE_BYTES = 2_600_000  # of samples; style and plots take under 400 kB
-_TEXT_BYTES = 1_600  # of a sample, at most, about
-_LARGEST_SIDE = 96  # pixels; larger images are reduced
-_MATRIX_CLASSES = 20  # up to which pairs of classes are drawn as a matrix; beyond, the most frequent ones are listed
+_OPEN_SAMPLES = 9  # always visible; all further samples are folded
+_FAILED_SAMPLES = 24  # rows that failed to decode, in a separate section
+_PAGE_BYTES = 2_600_000  # for samples; styles and plots take less than 400 kB
+_TEXT_BYTES = 1_600  # approximate upper limit per sample
+_LARGEST_SIDE = 96  # pixels; larger images are downscaled
+_MATRIX_CLASSES = 20  # with more classes, the most frequent pairs are listed instead of drawing a matrix
 _PAIRS_LISTED = 20
-_NAME_LENGTH = 40  # characters of a class's name; a pool may hold names of any length
-_TEXT_LENGTH = 200  # of other texts
+_NAME_LENGTH = 40  # characters of a class name; pools may contain names of any length
+_TEXT_LENGTH = 200  # characters of other texts
 _CITATION_LENGTH = 5_000
-_DETAILS = 60  # values of a manifest
+_DETAILS = 60  # manifest values shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Picture:
     title: str  # "x₁", "mix", "x₂", …
-    name: str  # class, "" for the mix
+    name: str  # class name, "" for the mix
     alt: str
     uri: str  # data: URI of a PNG
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Card:
-    """One sample of a pool, as the page shows it."""
+    """One sample of a pool, prepared for the page."""
 
     row: int
     pictures: tuple[_Picture, ...]
@@ -61,34 +61,34 @@ class _Card:
     lam: float
     share: float
     status: str  # one of EVENTS
-    corner: str  # "" for the first one
+    corner: str  # "" for the default corner
 
 
 def render_pool_page(
     place: Path | str | Artifact, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
 ) -> tuple[str, str]:
-    """Return the page of a pool as HTML, and what it shows.
+    """Return the page of a pool as HTML, and a line that says what it shows.
 
     Args:
-        place: the pool, its folder or its URL.
-        samples: rows of the pool to show, 1 or more; fewer if the page would be larger than 3 MB.
-        data: artifact of the data set that the pool was made from, for the sources; by default the pool's own workspace
-            is searched. Without sources the mixes are shown alone.
+        place: The pool, its folder or its URL.
+        samples: Number of rows to show, at least 1; fewer are shown if the page would exceed 3 MB.
+        data: Folder or URL of the data set artifact that the pool was made from. By default, the pool's own workspace
+            is searched. Without the data set, the page shows the mixes only.
 
     Raises:
-        MissingError: there is no such artifact.
-        FormatError: it is not a pool, or of a format that this version does not read.
-        CorruptError: it is damaged, or its labels are not those of its sources.
+        MissingError: The artifact does not exist.
+        FormatError: The artifact is not a pool, or has a format that this version cannot read.
+        CorruptError: The pool is damaged, or its labels differ from the labels of its source images.
         RecipeError: ``data`` is not the pool's data set.
     """
     artifact = open_artifact(place)
     manifest, where = artifact.manifest, artifact.location
     if manifest.stage != "mix":
-        raise FormatError(f"only pools have an HTML page; {where!r} is {manifest.stage} {manifest.name!r}.")
+        raise FormatError(f"Only pools have an HTML page; {where!r} is the artifact {manifest.stage} {manifest.name}.")
     pool = open_pool(artifact)
     if pool.image_shape[2] not in (1, 3):
         raise FormatError(
-            f"a page shows grey or RGB images, with 1 or 3 channels; those of pool {where!r} have {pool.image_shape[2]}."
+            f"A page shows images with 1 (grey) or 3 (RGB) channels; pool {where!r} has {pool.image_shape[2]}."
         )
     has_origin = "origin" in pool.columns.attributes
     origin = read_provenance(pool.columns.attributes, f"pool {where!r}") if has_origin else None
@@ -111,12 +111,12 @@ def render_pool_page(
         reduced=max(pool.image_shape[:2]) > _LARGEST_SIDE,
         classes=[(label, _short(pool.class_names[label], _NAME_LENGTH)) for label in present],
     )
-    sources = "between their sources" if train else "without their sources; name their data set with --data"
+    sources = "with their source images" if train else "without their source images; name the data set with --data"
     return page, f"{len(cards):,} of {len(pool):,} images {sources}"
 
 
 def _most_bytes(pool: Pool, *, with_sources: bool) -> int:
-    """Return the most bytes that a sample takes on the page: text, and PNGs in base64 that cannot be compressed."""
+    """Return the maximum bytes that a sample takes on the page: its text, and incompressible PNGs in base64."""
     height, width, channels = pool.image_shape
     factor = -(-max(height, width) // _LARGEST_SIDE)
     picture = 200 + 1.4 * channels * -(-height // factor) * -(-width // factor)
@@ -131,8 +131,8 @@ def _card(pool: Pool, train: SplitArrays | None, row: int, event: str = "") -> _
     pictures = [_mix_picture(sample, labels)]
     if train is not None:
         sources = [
-            _source_picture(pool, train, row, place, source, label, names[place])
-            for place, (source, label, _) in enumerate(parts)
+            _source_picture(pool, train, row, index, source, label, names[index])
+            for index, (source, label, _) in enumerate(parts)
         ]
         pictures = [sources[0], pictures[0], *sources[1:]]
     return _Card(
@@ -153,14 +153,14 @@ def _mix_picture(sample: Sample, labels: Sequence[tuple[str, str]]) -> _Picture:
 
 
 def _source_picture(
-    pool: Pool, train: SplitArrays, row: int, place: int, source: int, label: int, name: str
+    pool: Pool, train: SplitArrays, row: int, index: int, source: int, label: int, name: str
 ) -> _Picture:
     if (got := int(train.labels[source])) != label:
         raise CorruptError(
-            f"pool {pool.location!r} is damaged: in row {row} training image {source} is of class {label}, the data "
-            f"set has class {got}. Run 'lsmix verify'."
+            f"Pool {pool.location!r} is damaged: row {row} says that training image {source} has class {label}, but in "
+            f"the data set it has class {got}. Run 'lsmix verify'."
         )
-    title = f"x{'₁₂₃₄₅₆₇₈₉'[place]}" if place < 9 else f"x{place + 1}"
+    title = f"x{'₁₂₃₄₅₆₇₈₉'[index]}" if index < 9 else f"x{index + 1}"
     return _Picture(title=title, name=name, alt=f"{title}: {name}", uri=_png_uri(train.images[source]))
 
 
@@ -169,7 +169,7 @@ def _short(text: str, length: int) -> str:
 
 
 def _png_uri(image: NDArray[np.uint8]) -> str:
-    """Return an image (H, W, C) as a data: URI, reduced if a side is longer than a page shows."""
+    """Return an image (H, W, C) as a data: URI, downscaled if a side is longer than 96 pixels."""
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     factor = -(-max(picture.size) // _LARGEST_SIDE)
     if factor > 1:
@@ -183,7 +183,7 @@ def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
     height, width, channels = pool.image_shape
     size = format_bytes(sum(file.bytes for file in pool.manifest.files))
     licence = _short(origin.licence, _TEXT_LENGTH) if origin else ""
-    copies = f"{pool.copies:,} × {pool.images_per_copy:,}"
+    copies = f"{pool.copies:,} {'copy' if pool.copies == 1 else 'copies'} of {pool.images_per_copy:,}"
     shares = f"{pool.sources} labels and their shares"
     return Page(
         title=_short(pool.manifest.name, _NAME_LENGTH),
@@ -206,8 +206,9 @@ def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
                     Figure(
                         name="shares",
                         data=histogram(summary.lam, summary.share),
-                        alt="Histograms of λ as drawn and of the share of x₂, over all images.",
-                        caption=f"All {len(pool):,} images. λ and share are the weights of x₂, the second image.",
+                        alt="Histograms of the sampled λ and of the share of x₂, over all images.",
+                        caption=f"All {len(pool):,} images. λ is the sampled weight of x₂, the second image; the share "
+                        "is the weight that x₂ really has in the mix.",
                     ),
                 ),
             ),
@@ -219,7 +220,7 @@ def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
 
 
 def _pairs(pool: Pool, summary: PoolSummary) -> Iterator[Section]:
-    """Return the section on pairs of classes: a matrix, or for many classes the most frequent pairs."""
+    """Yield the section on pairs of classes: a matrix, or the most frequent pairs if there are many classes."""
     if summary.pairs is None:
         return
     names = [_short(name, _NAME_LENGTH) for name in pool.class_names]
@@ -227,14 +228,14 @@ def _pairs(pool: Pool, summary: PoolSummary) -> Iterator[Section]:
         figure = Figure(
             name="pairs",
             data=pair_matrix(summary.pairs, names),
-            alt="Images by the class of x₁ (rows) and of x₂ (columns).",
+            alt="Number of images for each class of x₁ (rows) and class of x₂ (columns).",
         )
         yield Section(title="Pairs of classes", items=(figure,), folded=True)
         return
     flat = summary.pairs.ravel()
     order = [pair for pair in np.argsort(-flat, kind="stable")[:_PAIRS_LISTED].tolist() if flat[pair]]
     rows = tuple((names[pair // len(names)], names[pair % len(names)], f"{int(flat[pair]):,}") for pair in order)
-    text = f"The most frequent of {len(flat):,} possible pairs."
+    text = f"The most frequent of the {len(flat):,} possible pairs."
     table = Table(columns=("class of x₁", "class of x₂", "images"), rows=rows)
     yield Section(title="Pairs of classes", text=text, items=(table,), folded=True)
 
@@ -242,12 +243,15 @@ def _pairs(pool: Pool, summary: PoolSummary) -> Iterator[Section]:
 def _provenance(pool: Pool, origin: Provenance | None) -> Iterator[Section]:
     manifest = pool.manifest
     details = [("content digest", manifest.content_digest), ("cache key", manifest.cache_key)]
-    details += [(f"from {record.role}", record.content_digest) for record in manifest.inputs]
+    details += [(f"content digest of {record.role}", record.content_digest) for record in manifest.inputs]
     if origin:
-        details += [("data set", origin.content_digest), ("training images", f"{origin.train_images:,}")]
+        details += [
+            ("content digest of data set", origin.content_digest),
+            ("training images", f"{origin.train_images:,}"),
+        ]
     details += [(name, str(value)) for name, value in manifest.config.items()]
     rows = tuple((_short(name, _NAME_LENGTH), _short(value, _TEXT_LENGTH)) for name, value in details[:_DETAILS])
-    text = "Equal content digests mean equal bytes. lsmix verify checks them."
-    yield Section(title="Provenance", text=text, items=(Table(columns=("what", "value"), rows=rows),), folded=True)
+    text = "Artifacts with equal content digests have equal bytes. Run lsmix verify to check the digest."
+    yield Section(title="Provenance", text=text, items=(Table(columns=("field", "value"), rows=rows),), folded=True)
     citation = _short(origin.citation, _CITATION_LENGTH) if origin else ""
     yield Section(title="Citation of the base images", code=citation, folded=True)

@@ -1,4 +1,4 @@
-"""The images that a pool was made from."""
+"""The source images of a pool."""
 
 from pathlib import Path
 
@@ -14,15 +14,15 @@ __all__ = ["source_images"]
 
 
 def source_images(pool: Pool, data: Path | str | None = None) -> SplitArrays | None:
-    """Return the training images that a pool was made from; None if they are not on this machine.
+    """Return the training images that a pool was made from, or None if they are not on this machine.
 
     Args:
-        pool: the pool.
-        data: the artifact of its data set or its URL; None looks in the pool's own workspace.
+        pool: The pool.
+        data: Folder or URL of the pool's data set artifact; None searches the pool's own workspace.
 
     Raises:
         RecipeError: ``data`` is not the pool's data set.
-        CorruptError: the data set has other images than the pool, or one of both is damaged.
+        CorruptError: The data set does not fit the pool, or one of them is damaged.
     """
     where, attributes = f"pool {pool.location!r}", pool.columns.attributes
     wanted = read_provenance(attributes, where).content_digest if "origin" in attributes else ""
@@ -31,8 +31,8 @@ def source_images(pool: Pool, data: Path | str | None = None) -> SplitArrays | N
         found = open_artifact(data)
         if (got := found.manifest.content_digest) != wanted:
             raise RecipeError(
-                f"{where} was made from the data set with content digest {wanted[:12] or 'unknown'}, got {found.location!r} "
-                f"with content digest {got[:12]}. Name the artifact of the pool's own data set."
+                f"{where} was made from the data set with content digest {wanted[:12] or 'unknown'}, but "
+                f"{found.location!r} has content digest {got[:12]}. Name the artifact of the pool's own data set."
             )
     elif wanted and pool.artifact.is_local:
         found = Workspace(pool.path.resolve().parent.parent).find_content("ingest", wanted)
@@ -40,5 +40,8 @@ def source_images(pool: Pool, data: Path | str | None = None) -> SplitArrays | N
         return None
     train = open_dataset(found).train
     if train.images.shape != (expected := (pool.images_per_copy, *pool.image_shape)):
-        raise CorruptError(f"{where} has sources {expected}, its data set {found.location!r} {train.images.shape}.")
+        raise CorruptError(
+            f"{where} was made from images of shape {expected}, but its data set {found.location!r} has images of "
+            f"shape {train.images.shape}. Run 'lsmix verify' on both."
+        )
     return train

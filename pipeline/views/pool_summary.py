@@ -1,6 +1,6 @@
-"""One pass over a pool, for its page, its card and the report: distributions of its labels, and rows to show.
+"""Label distributions and representative rows of a pool, for its page, its card and the report.
 
-The pool is read block by block, so memory does not grow with it.
+The pool is read once, block by block, so memory does not grow with its size.
 """
 
 from dataclasses import dataclass
@@ -15,35 +15,35 @@ from lsmix.data.rng import generator
 
 __all__ = ["BINS", "EVENTS", "PoolSummary", "source_parts", "summarise_pool"]
 
-BINS = 20  # of the histograms, over 0 to 1
-EVENTS = (*STATUSES, "decode failed")  # what happened to a row; the last: kept although its decode failed
+BINS = 20  # of the histograms over 0 to 1
+EVENTS = (*STATUSES, "decode failed")  # what happened to a row; "decode failed": kept although decoding failed
 _COLUMNS = ("label_a", "label_b", "lam", "share_b", "status")
 _BLOCK_ROWS = 65536
 _MAX_CLASSES = 1024  # pairs of more classes are not counted: the table would take over 8 MB
-_CANDIDATES = 64  # rows that are drawn for each chosen one
-_BANDS = 10  # of the share, from which rows are chosen evenly
+_CANDIDATES = 64  # candidate rows per chosen row
+_BANDS = 10  # intervals of the share, from which rows are chosen evenly
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PoolSummary:
-    """The labels of a pool in numbers."""
+    """Statistics of a pool's labels, and rows to show."""
 
-    lam: NDArray[np.int64]  # (BINS,), rows by λ as drawn
-    share: NDArray[np.int64]  # (BINS,), rows by share of the second label
-    events: dict[str, int]  # rows by event, in the order of EVENTS
-    pairs: NDArray[np.int64] | None  # (classes, classes), rows by first and second label; None for over 1,024 classes
-    chosen: dict[int, str]  # rows to show with their events, in true proportion; really mixed rows come first
-    decode_failed: list[int]  # rows that failed to decode at the first draw, as the manifest lists them
+    lam: NDArray[np.int64]  # (BINS,), number of rows by sampled λ
+    share: NDArray[np.int64]  # (BINS,), number of rows by share of the second label
+    events: dict[str, int]  # number of rows by event, in the order of EVENTS
+    pairs: NDArray[np.int64] | None  # (classes, classes), by first and second label; None for more than 1,024 classes
+    chosen: dict[int, str]  # rows to show and their events, in true proportion; clearly mixed rows come first
+    decode_failed: list[int]  # rows whose first attempt failed to decode, as listed in the manifest
 
 
 def summarise_pool(pool: Pool, count: int = 1, *, seed: int = 0) -> PoolSummary:
-    """Read the labels of a pool, and choose up to ``count`` rows that represent it.
+    """Read the labels of a pool and choose up to ``count`` representative rows.
 
-    Each event has its true proportion among the chosen rows, and their shares are spread evenly. Rows of two classes with
-    20 % to 80 % of the second come first, in random order; the others follow by their share.
+    Each event has its true proportion among the chosen rows, and their shares are spread evenly. Rows of two classes
+    with 20 % to 80 % of the second come first, in random order; the remaining rows follow, ordered by share.
 
     Raises:
-        CorruptError: a label, λ, share or status is out of its range, or the manifest lists rows that do not exist.
+        CorruptError: A label, λ, share or status is out of range, or the manifest lists rows that do not exist.
     """
     classes = len(pool.class_names)
     decode_failed = _decode_failed_rows(pool)
@@ -79,7 +79,7 @@ def summarise_pool(pool: Pool, count: int = 1, *, seed: int = 0) -> PoolSummary:
 
 
 def source_parts(sample: Sample) -> list[tuple[int, int, float]]:
-    """Return the row in the train split, the class and the share of each source of a mix, from the first on."""
+    """Return (row in the train split, class, share) for each source of a mix, in order."""
     others = [(sample.source_b, sample.label_b, sample.share_b)]
     others += [(one.source, one.label, one.share) for one in sample.more]
     return [(sample.source_a, sample.label_a, max(0.0, 1 - sum(share for *_, share in others))), *others]
@@ -88,11 +88,11 @@ def source_parts(sample: Sample) -> list[tuple[int, int, float]]:
 def _choose(
     event: NDArray[np.int64], share: NDArray[np.float32], differ: NDArray[np.bool_], wanted: NDArray[np.float64]
 ) -> NDArray[np.intp]:
-    """Return which candidates to show, (n,), of which there should be ``wanted`` for each event."""
+    """Return the indices, (n,), of the candidates to show; ``wanted`` is the number to choose for each event."""
     quota = np.floor(wanted).astype(np.int64)
     quota[np.argsort(quota - wanted, kind="stable")[: round(wanted.sum()) - int(quota.sum())]] += 1
     band = np.minimum((share * _BANDS).astype(np.int64), _BANDS - 1)
-    turn = np.zeros(len(share), np.int64)  # of a candidate among those of its event and band
+    turn = np.zeros(len(share), np.int64)  # position of a candidate within its event and band
     for group in np.unique(event * _BANDS + band):
         own = event * _BANDS + band == group
         turn[own] = np.arange(own.sum())
@@ -107,10 +107,10 @@ def _decode_failed_rows(pool: Pool) -> NDArray[np.int64]:
     try:
         rows = np.asarray(msgspec.convert(named, list[int]), np.int64)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise CorruptError(f"the manifest of {pool.location!r} is damaged: decode_failed_rows: {error}.") from error
+        raise CorruptError(f"The manifest of {pool.location!r} is damaged: decode_failed_rows: {error}.") from error
     if rows.size and not 0 <= rows.min() <= rows.max() < len(pool):
         raise CorruptError(
-            f"the manifest of {pool.location!r} is damaged: decode_failed_rows lists rows {rows.min()} to {rows.max()}, "
+            f"The manifest of {pool.location!r} is damaged: decode_failed_rows lists rows {rows.min()} to {rows.max()} "
             f"but the pool has {len(pool):,} rows. Download or build it again."
         )
     return rows

@@ -1,4 +1,4 @@
-"""The parts of ``lsmix show``: an artifact's facts, a picture with a grid of its images, and the page of a pool."""
+"""The functions behind ``lsmix show``: the summary of an artifact, an image grid, and the HTML page of a pool."""
 
 import io
 import warnings
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Drawn", "artifact_facts", "draw_artifact", "write_image"]
 
-_CLASSES = 30  # named in the facts of a data set
-_ROWS = 8  # of a grid by default
-_MAX_ROWS = 64  # a higher picture cannot be opened by most programs
+_CLASSES = 30  # listed in the summary of a data set
+_ROWS = 8  # rows of a grid by default
+_MAX_ROWS = 64  # most programs cannot open a taller image
 
 
 class Drawn(NamedTuple):
@@ -29,18 +29,20 @@ class Drawn(NamedTuple):
 
     kind: str  # "image" or "html"
     target: Path
-    what: str  # what it shows; "" if the artifact has no images, and so there is no file
+    what: str  # what the file shows; "" if the artifact has no images and no file was written
 
 
 def artifact_facts(artifact: Path | str) -> dict[str, Any]:
-    """Return the facts of an artifact, the most important first.
+    """Return a summary of an artifact, the most important fields first.
 
     Args:
-        artifact: its folder or its URL.
+        artifact: Folder or URL of the artifact.
 
     Raises:
-        MissingError, FormatError, CorruptError: it is missing, incomplete, of another version, or damaged.
-        DownloadError: the URL cannot be reached.
+        MissingError: The artifact does not exist or is incomplete.
+        FormatError: The artifact has a format that this version of lsmix cannot read.
+        CorruptError: The artifact is damaged.
+        DownloadError: The URL cannot be reached.
     """
     manifest = open_artifact(artifact).manifest
     facts = {
@@ -67,15 +69,15 @@ def _short(value: Any) -> Any:
 
 
 def _class_text(numbers: Any) -> Any:
-    """Return the classes of a data set with their numbers of training images, as far as they fit."""
+    """Return the first 30 classes of a data set, each with its number of training images, as text."""
     if not isinstance(numbers, dict):
         return numbers
-    more = [f"… {len(numbers)} in all"] if len(numbers) > _CLASSES else []
+    more = [f"… {len(numbers):,} in total"] if len(numbers) > _CLASSES else []
     return ", ".join([*(f"{name} {number}" for name, number in list(numbers.items())[:_CLASSES]), *more])
 
 
 def _source_text(source: Any) -> Any:
-    """Return what became of the files of a data set; what is no such report is returned as it is."""
+    """Return the report on a data set's source files as text; other values are returned unchanged."""
     try:
         return "; ".join(msgspec.convert(source, SourceReport).lines())
     except msgspec.ValidationError:
@@ -93,24 +95,22 @@ def draw_artifact(
     data: Path | str | None = None,
     rows: int | None = None,
 ) -> list[Drawn]:
-    """Draw an artifact: a grid of its images, or for a pool a page to look through, or both.
+    """Write an image grid of an artifact, an HTML page of a pool, or both.
 
     Args:
-        artifact: its folder or its URL.
-        image: the PNG to write, if any.
-        html: the page to write, if any.
-        data: the data set's artifact or its URL, for the page; see ``render_pool_page``.
-        rows: rows of the grid, 1 to 64, or samples on the page; None for 8, or 120.
+        artifact: Folder or URL of the artifact.
+        image: PNG file to write, if any.
+        html: HTML file to write, if any; for pools only.
+        data: Folder or URL of the pool's data set artifact, for the page; see ``render_pool_page``.
+        rows: Rows of the grid, 1 to 64 (default 8), or samples on the page (default 120).
 
     Raises:
-        LsmixError: with one sentence on what is wrong, where, and what to do.
+        LsmixError: An argument is invalid, the artifact cannot be read, or a file cannot be written.
     """
     if data and not html:
-        raise RecipeError("--data names the sources for a page. Choose the page's file with --html.")
+        raise RecipeError("--data needs --html: it names the data set whose images the page shows.")
     if rows and not (image or html):
-        raise RecipeError(
-            "--rows counts the rows of a picture. Choose its file with --image, or with --html that of a page."
-        )
+        raise RecipeError("--rows needs --image or --html: it sets the number of rows that they show.")
     picture = local_target(image, "an image") if image else None
     page = local_target(html, "a page") if html else None
     for target in filter(None, (picture, page)):
@@ -120,7 +120,7 @@ def draw_artifact(
     if picture:
         if rows and rows > _MAX_ROWS:
             raise RecipeError(
-                f"an image has 1 to {_MAX_ROWS} rows, got --rows {rows}. Write a page with --html to see more."
+                f"An image has 1 to {_MAX_ROWS} rows, got --rows {rows}. Write a page with --html to see more."
             )
         drawn.append(Drawn("image", picture, write_image(opened, picture, rows=rows or _ROWS)))
     if page:
@@ -133,10 +133,10 @@ def draw_artifact(
 
 
 def write_image(artifact: Path | str | Artifact, target: Path, *, rows: int) -> str:
-    """Write a PNG with images of an artifact; return what it shows, or "" if the stage has no images.
+    """Write images of an artifact to a PNG and return what it shows, or "" if the artifact has no images.
 
-    A pool is shown as x₁ | mix | x₂ if its data set is in the same workspace, else as its own images, ordered by their share
-    of x₂.
+    A pool is shown as x₁ | mix | x₂ if its data set is in the same workspace; otherwise only the mixes are shown,
+    ordered by their share of x₂.
     """
     from lsmix.pipeline.views.images import png_bytes
 
@@ -189,7 +189,7 @@ def _naturalness_grid(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]
 
 
 def _read_png(artifact: Artifact) -> "Image.Image":
-    """Return the image grid of an artifact: PNG alone, since Pillow starts a program for some other formats."""
+    """Return the stored image grid of an artifact. Only PNG is accepted: for some formats Pillow starts a program."""
     from PIL import Image
 
     try:
@@ -199,12 +199,15 @@ def _read_png(artifact: Artifact) -> "Image.Image":
                 return picture.copy()
     except Exception as error:  # Pillow documents no complete list of its errors
         raise CorruptError(
-            f"{artifact.where(SHEET_FILE)!r} is not a PNG, or damaged ({error}). Rebuild the artifact."
+            f"{artifact.where(SHEET_FILE)!r} is damaged or not a PNG file ({error}). Rebuild the artifact."
         ) from error
 
 
 def _config_number(artifact: Artifact, name: str) -> float:
     value = artifact.manifest.config.get(name)
     if not isinstance(value, int | float):
-        raise CorruptError(f"{artifact.location!r} was made with {name} = {value!r}, expected a number. Do not use it.")
+        raise CorruptError(
+            f"The manifest of {artifact.location!r} is damaged: expected a number for {name}, got {value!r}. "
+            "Rebuild the artifact."
+        )
     return float(value)

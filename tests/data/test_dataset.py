@@ -357,7 +357,7 @@ def test_wrong_attributes_are_rejected(stored, change, error, message):
 def test_class_names_above_the_size_limit_are_rejected(tmp_path):
     split = Split(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64))
     data = PublishedData(splits={"train": split, "test": split}, class_names=("x" * (16 << 20),))
-    with pytest.raises(SourceError, match="class names have 16777220 bytes"):
+    with pytest.raises(SourceError, match="class names have 16,777,220 bytes"):
         write_dataset(tmp_path / "dataset.h5", data, heldout=0, test=0, limit=None, seed=0)
     assert list(tmp_path.iterdir()) == []
 

@@ -122,7 +122,7 @@ def test_the_size_comes_from_the_recipe_or_the_server(server, target):
     download(wanted(server), target, Meter())
     assert target.read_bytes() == CONTENT
     target.unlink()
-    with pytest.raises(DownloadError, match="is not there, or its server does not say how long it is"):
+    with pytest.raises(DownloadError, match="does not exist, or its server does not report its size"):
         download(wanted(server, size=0), target, Meter())
     assert list(target.parent.iterdir()) == []
     server.tells_length = True
@@ -303,7 +303,7 @@ def test_a_file_that_does_not_fit_on_the_disk_is_not_downloaded(server, target, 
 def test_a_file_that_another_run_downloads_is_locked(server, target):
     class Second(Meter):
         def start(self, *_args, **_options):
-            with pytest.raises(LockedError, match="is being fetched by another run"):
+            with pytest.raises(LockedError, match="is being downloaded by another run"):
                 download(wanted(server), target, Meter())
 
     download(wanted(server), target, Second())
@@ -360,9 +360,9 @@ def test_a_path_with_a_suffix_is_a_file_and_one_without_a_folder(tmp_path):
     assert names("cifar10", tmp_path / "cifar") == ["cifar/cifar-10-python.tar.gz"]
     assert names("svhn", tmp_path / "svhn") == ["svhn/train_32x32.mat", "svhn/test_32x32.mat"]
     assert names(f"https://a.org/b/%2e%2e%2Fx%00y.npz?z#{SHA}", tmp_path / "web") == ["web/x_y.npz"]
-    with pytest.raises(RecipeError, match=r"'svhn' is 2 files, but data.path names one"):
+    with pytest.raises(RecipeError, match=r"'svhn' consists of 2 files, but data.path is the name of one file"):
         names("svhn", tmp_path / "svhn.mat")
-    with pytest.raises(RecipeError, match="does not say what kind of file it is"):
+    with pytest.raises(RecipeError, match="does not show the type of the file"):
         names(f"https://a.org/download?id=3#{SHA}", tmp_path / "web")
     assert names(f"https://a.org/download?id=3#{SHA}", tmp_path / "web.npz") == ["web.npz"]
 
@@ -385,7 +385,7 @@ def test_existing_files_are_not_downloaded_again(tmp_path):
 def test_the_error_for_a_missing_data_set_names_the_download_option(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         (tmp_path / "cifar-10-python.tar.gz.part").touch()
-        with pytest.raises(MissingError, match=r"Check the path, or let 'lsmix ingest --download' fetch it"):
+        with pytest.raises(MissingError, match=r"Check it, or run 'lsmix ingest --download'"):
             source_files(SourceConfig(path=str(path), download="cifar10"))
 
 
@@ -419,7 +419,7 @@ def test_ingest_and_run_download_missing_files_once(server, published, tmp_path,
     words = (name, recipe, "--workspace", tmp_path / "runs")
     missing = command(*words)
     assert (missing.code, server.asked) == (1, [])
-    assert "or let 'lsmix ingest --download' fetch it" in missing.err
+    assert "or run 'lsmix ingest --download' to download it" in missing.err
     done = command(*words, "--download", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["content"]["artifacts"][0]["counts"]["train"] == 32

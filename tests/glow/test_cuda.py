@@ -116,7 +116,7 @@ def little_memory():
     [("train-glow", "flow.training.batch_size"), ("encode", "latents.batch_size"), ("mix", "pools.lsmix.batch_size")],
 )
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.filterwarnings("ignore:this work runs without a CUDA graph:RuntimeWarning")  # a graph needs more memory
+@pytest.mark.filterwarnings("ignore:continuing without a CUDA graph:RuntimeWarning")  # a graph needs more memory
 def test_the_out_of_memory_error_names_its_setting_and_halving_it_leads_to_a_batch_that_fits(
     stage, setting, tiny_recipe, tmp_path
 ):

@@ -128,16 +128,16 @@ def test_test_and_validation_images_are_splits(tmp_path):
     [
         ("photos", r"data 'train': expected \(images, labels\), a data set .*; got str"),
         (iter([]), r"data 'train': expected \(images, labels\)"),
-        ((IMAGES, LABELS[1:]), r"data has 24 images, but 23 labels"),
+        ((IMAGES, LABELS[1:]), r"data has 24 images but 23 labels"),
         ((IMAGES.astype(np.int64), LABELS), r"image 0 of data 'train': expected uint8, .* got int64 of shape \(8, 8, 3\)"),
         ((IMAGES * 1.0, LABELS), r"image 0 of data 'train': expected uint8, or float in \[0, 1\]"),
         ((IMAGES.reshape(24, -1), LABELS), r"of shape \(192,\)"),
-        ((IMAGES, LABELS / 2), r"image 0 of data 'train': expected a whole number or a name as its label, got .*0\.0"),
-        ((IMAGES, LABELS - 1), r"image 0 of data 'train' has the label -1, so none"),
-        ({"train": (IMAGES, LABELS), "class_names": ["cat"]}, r"labels without a class: \['1'\]"),
-        ({"all": (IMAGES, LABELS)}, r"the splits are \['all'\]; expected 'train' with 'val' or 'test'"),
+        ((IMAGES, LABELS / 2), r"image 0 of data 'train': expected an integer or a class name as label, got .*0\.0"),
+        ((IMAGES, LABELS - 1), r"image 0 of data 'train' has the negative label -1"),
+        ({"train": (IMAGES, LABELS), "class_names": ["cat"]}, r"labels that are not among its 1 classes: \['1'\]"),
+        ({"all": (IMAGES, LABELS)}, r"the splits are \['all'\]; expected 'train', optionally 'val' and 'test'"),
         ([IMAGES[0]], r"image 0 of data 'train': expected an image and a label, got ndarray"),
-        (Pictures(lambda image: RNG.permutation(image)), r"image \d+ of data 'train' is another one when it is read again"),
+        (Pictures(lambda image: RNG.permutation(image)), r"image \d+ of data 'train' has changed since it was first read"),
     ],
 )  # fmt: skip
 def test_data_that_are_no_labelled_images_are_named(data, message, tmp_path):
@@ -146,7 +146,7 @@ def test_data_that_are_no_labelled_images_are_named(data, message, tmp_path):
 
 
 def test_data_in_memory_and_files_exclude_each_other(tmp_path):
-    with pytest.raises(RecipeError, match=r"data\.path is for files, but Python code passes the data"):
+    with pytest.raises(RecipeError, match=r"data\.path is for files, but data=\.\.\. was passed in Python"):
         ingest((IMAGES, LABELS), tmp_path, path="photos")
 
 
@@ -154,7 +154,7 @@ def test_the_command_line_says_that_such_data_are_passed_in_python(tmp_path, com
     (tmp_path / "my.toml").write_text('name = "mine"\n[data]\ntest = 4', encoding="utf-8")
     result = command("status", tmp_path / "my.toml", "--workspace", tmp_path)
     assert result.code == 1
-    assert "Data in memory are passed in Python: lsmix.run(recipe, data=...)" in result.err
+    assert "To use data in memory, call lsmix.run(recipe, data=...) in Python" in result.err
 
 
 def test_a_pool_of_images_in_memory_is_resumed_and_verified_down_to_its_pixels(tmp_path):

@@ -78,7 +78,7 @@ def test_settings_become_smaller_as_the_data_set_grows(tmp_path):
 
 
 def test_a_source_that_cannot_be_split_or_read_is_refused(tmp_path):
-    with pytest.raises(MissingError, match="there is no such file or folder"):
+    with pytest.raises(MissingError, match="the path does not exist"):
         starter_recipe(str(tmp_path / "nothing"))
     for name in "abc":
         put(tmp_path / f"set/{name}/0.png")

@@ -1,6 +1,6 @@
-"""What is fuzzed: for each reader some small valid inputs, and what must hold of a value that it gives.
+"""The fuzz targets: for each reader, small valid inputs and checks of the value that it returns.
 
-A target reads bytes as the program would read the file, checksums mended where they would hide the rest.
+A target reads bytes like lsmix reads the file. Checksums are recomputed if a mismatch would hide deeper bugs.
 """
 
 import functools
@@ -60,7 +60,7 @@ class Target(NamedTuple):
     """A reader under test."""
 
     seeds: Callable[[], list[bytes]]  # valid inputs
-    read: Callable[[bytes, Path], None]  # reads an input, with an own folder at hand; asserts that the value is sound
+    read: Callable[[bytes, Path], None]  # reads an input, using a scratch folder; asserts that the value is valid
 
 
 def _small(shape: tuple[int, ...], most: int = 255) -> np.ndarray:
@@ -84,7 +84,7 @@ def _put(folder: Path, name: str, content: bytes) -> Path:
 
 
 def _check_published(data: PublishedData, folder: Path) -> None:
-    """Hold what a reader gave to what the ingest stage does with it."""
+    """Check the result of a reader, and use it like the ingest stage."""
     for split in data.splits.values():
         assert split.images.dtype == np.uint8
         assert split.images.ndim == 4
@@ -236,7 +236,7 @@ def _read_image_folder(content: bytes, folder: Path) -> None:
 
 
 def _tables(*, arrow: bool) -> list[bytes]:
-    """Return a small Hugging Face table, as Parquet in several row groups or as an Arrow stream."""
+    """Return a small Hugging Face table as Parquet with several row groups, or as an Arrow stream."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -269,11 +269,11 @@ def _zips() -> list[bytes]:
     return packed
 
 
-# Artifacts of ours.
+# Artifacts of lsmix.
 
 
 def remake_manifest(folder: Path) -> None:
-    """Take sizes and checksums of all files anew, so that a change is no mere damage but a lie."""
+    """Record the sizes and checksums of all files again, so that a change looks intended and not like damage."""
     old = msgspec.json.decode((folder / MANIFEST_NAME).read_bytes(), type=Manifest)
     files = record_files(folder, {file.path for file in old.files if file.payload})
     write_manifest(folder, msgspec.structs.replace(old, files=files, content_digest=content_digest(files)))
@@ -293,7 +293,7 @@ chunk_rows = 8
 
 @functools.cache
 def _pool() -> Path:
-    """Return a small pool of pixels, 20 rows in three shards, as the mix stage makes it."""
+    """Return a small pool in pixel space, with 20 rows in three shards, made by the mix stage."""
     from lsmix.pipeline.api import run
 
     place = Path(tempfile.mkdtemp(prefix="lsmix-seed-"))
@@ -308,7 +308,7 @@ _POOL_FILES = (
 
 
 def _pool_parts() -> list[bytes]:
-    """Return the files of a pool, each behind a byte that says which it is."""
+    """Return the files of a pool, each prefixed with a byte for its index in ``_POOL_FILES``."""
     return [bytes([number]) + (_pool() / name).read_bytes() for number, name in enumerate(_POOL_FILES)]
 
 
@@ -347,7 +347,7 @@ def _read_manifest(content: bytes, folder: Path) -> None:
 
 
 def _open_folder(folder: Path) -> TableReader:
-    """Open a table as if a manifest listed all that is in its folder."""
+    """Open a table as if a manifest listed all files of its folder."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     return open_table(TableFiles(location=str(folder), sizes=sizes, open=lambda path: (folder / path).open("rb")))
 
@@ -508,7 +508,7 @@ def _notes() -> list[bytes]:
 
 
 def _read_notes(content: bytes, folder: Path) -> None:
-    """What lies in a workspace that others may write to; ``status`` reads it all, and never fails for it."""
+    """Read files of a workspace to which others may write; ``status`` reads all of them and must never fail."""
     from lsmix.pipeline.engine.shards import finished_shards, merge_counts
     from lsmix.pipeline.workspace.cache_key import SourceDigests
     from lsmix.pipeline.workspace.locks import working_owners

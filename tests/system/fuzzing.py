@@ -1,8 +1,8 @@
-"""Fuzzing of all parsers of untrusted input: seeds, mutations, and the law that a parser must keep.
+"""Fuzzing of all parsers of untrusted input.
 
-A parser returns a value that keeps its invariants or raises an LsmixError, for any bytes; any other exception, a pause of
-many seconds and a large allocation are bugs. ``python tests/system/fuzzing.py npz --seconds 10`` fuzzes one in a process
-of its own with bounded memory.
+For any bytes, a parser must return a valid value or raise an LsmixError. Any other exception, a delay of many seconds
+and a large allocation are bugs. ``python tests/system/fuzzing.py npz --seconds 10`` fuzzes one parser with bounded
+memory.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from lsmix.data.errors import LsmixError
 
 __all__ = ["BrokenLawError", "fuzz", "mutate", "read_bytes"]
 
-SECONDS_AN_INPUT = 20  # more than a reader may take for a few kilobytes, on a busy machine
-MEMORY_BYTES = 3 << 30  # beyond what is mapped when fuzzing begins; no seed has a thousandth of it
+SECONDS_AN_INPUT = 20  # timeout for an input of a few kilobytes on a busy machine
+MEMORY_BYTES = 3 << 30  # limit above the memory mapped at the start, more than 1,000 times the size of any seed
 
-# What formats are made of, and what has broken readers elsewhere.
+# Syntax of file formats, and values that have broken other readers.
 _TOKENS = [
     b"../", b"/etc/passwd", b"\x00", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x00\x00\x80", b"\x1b[2J", b"[" * 2000,
     b'{"a":' * 2000, b"-1", b"0", b"1e400", b"NaN", b"null", b"true", b'""', b"{}", b"[]", b"99999999999999999999",
@@ -43,7 +43,7 @@ _TOKENS = [
 
 
 class BrokenLawError(AssertionError):
-    """A reader broke the law; ``content`` is what it was given."""
+    """A reader neither returned a valid value nor raised an LsmixError for the input ``content``."""
 
     def __init__(self, target: str, content: bytes, reason: str) -> None:
         super().__init__(f"{target}: {reason}\ninput (base64): {base64.b64encode(content).decode()}")
@@ -51,7 +51,7 @@ class BrokenLawError(AssertionError):
 
 
 def mutate(draw: random.Random, seeds: list[bytes]) -> bytes:
-    """Return a seed with a few changes: bits flipped, bytes set, pieces cut, doubled, moved over from another, tokens set."""
+    """Return a seed with a few mutations: flipped bits, changed, removed, repeated or copied bytes, new tokens."""
     content = bytearray(draw.choice(seeds))
     for _ in range(draw.choice((1, 1, 1, 2, 4, 8))):
         at = draw.randrange(len(content) + 1)
@@ -79,7 +79,7 @@ def mutate(draw: random.Random, seeds: list[bytes]) -> bytes:
 
 
 def _replace_a_value(draw: random.Random, content: bytearray) -> None:
-    """Put a token where a text has a number or a quoted word: most formats with a header have such."""
+    """Replace a number, a keyword or a quoted word by a token, since most headers contain such values."""
     found = list(re.finditer(rb'"[^"\n]{0,200}"|\d+|true|false|null', bytes(content[:20_000])))
     if not found:
         return
@@ -91,10 +91,10 @@ def _replace_a_value(draw: random.Random, content: bytearray) -> None:
 
 @contextlib.contextmanager
 def _alarm() -> Iterator[None]:
-    """Turn a reader that does not end into an exception."""
+    """Raise TimeoutError in a reader that does not finish."""
 
     def ring(*_: Any) -> None:
-        raise TimeoutError(f"no end after {SECONDS_AN_INPUT} s")
+        raise TimeoutError(f"not finished after {SECONDS_AN_INPUT} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, SECONDS_AN_INPUT)
@@ -106,10 +106,10 @@ def _alarm() -> Iterator[None]:
 
 
 def read_bytes(name: str, content: bytes, folder: Path) -> bool:
-    """Let a target read some bytes; tell whether they were read as a value.
+    """Let a target read some bytes; return whether it returned a value.
 
     Raises:
-        BrokenLawError: anything but a sound value or an LsmixError came of it.
+        BrokenLawError: The result was neither a valid value nor an LsmixError.
     """
     try:
         with _alarm(), warnings.catch_warnings():
@@ -117,7 +117,7 @@ def read_bytes(name: str, content: bytes, folder: Path) -> bool:
             TARGETS[name].read(content, folder)
     except LsmixError as error:
         if not str(error).strip():
-            raise BrokenLawError(name, content, "an error without a sentence") from error
+            raise BrokenLawError(name, content, "an error without a message") from error
         return False
     except Exception as error:
         raise BrokenLawError(name, content, traceback.format_exc()) from error
@@ -125,10 +125,10 @@ def read_bytes(name: str, content: bytes, folder: Path) -> bool:
 
 
 def fuzz(name: str, *, seed: int = 0, count: int = 0, seconds: float = 0.0) -> tuple[int, int]:
-    """Read mutated seeds, ``count`` of them or for some seconds; return how many were tried, and how many were read.
+    """Read mutated seeds, ``count`` or for ``seconds``; return the numbers of tried and of readable inputs.
 
     Raises:
-        BrokenLawError: the reader broke the law.
+        BrokenLawError: A result was neither a valid value nor an LsmixError, or a seed was rejected.
     """
     draw, begun = random.Random(f"{name} {seed}"), time.monotonic()
     tried = read = 0
@@ -139,7 +139,7 @@ def fuzz(name: str, *, seed: int = 0, count: int = 0, seconds: float = 0.0) -> t
             try:
                 TARGETS[name].read(content, folder)
             except LsmixError as error:
-                raise BrokenLawError(name, content, f"a seed is refused: {error}") from error
+                raise BrokenLawError(name, content, f"a seed was rejected: {error}") from error
         while tried < count or time.monotonic() - begun < seconds:
             read += read_bytes(name, mutate(draw, seeds), folder)
             tried += 1
@@ -147,17 +147,17 @@ def fuzz(name: str, *, seed: int = 0, count: int = 0, seconds: float = 0.0) -> t
 
 
 def main() -> None:
-    """Fuzz one target for some seconds, in bounded memory."""
+    """Fuzz one target for some seconds with bounded memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    TARGETS[options.target].seeds()  # imports and memory of making them don't count
+    TARGETS[options.target].seeds()  # load imports and create seeds before measuring
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES, -1))
     tried, read = fuzz(options.target, seed=options.seed, seconds=options.seconds)
-    print(f"{options.target}: {tried} inputs, {read} of them read, the others refused")  # noqa: T201 - a tool for people
+    print(f"{options.target}: {tried} inputs, {read} read, the rest rejected")  # noqa: T201 - a command-line tool
 
 
 if __name__ == "__main__":

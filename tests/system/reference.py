@@ -1,11 +1,11 @@
-"""Compare every array that the working tree makes with those of a reference commit.
+"""Compare all arrays that the working tree produces with the arrays of a reference commit.
 
-``python tests/system/reference.py`` runs the same recipes with the reference commit and with the working tree on the CPU,
-and compares data sets, weights, latents and pools array by array: names, dtypes, shapes and every value. It prints one
-line per artifact and exits with 1 if any array differs, is missing or is new.
+``python tests/system/reference.py`` runs the same recipes with the reference commit and with the working tree on the
+CPU, and compares data sets, weights, latents and pools array by array: names, dtypes, shapes and every value. It prints
+one line per artifact and exits with 1 if any array differs, is missing or is new.
 
-``--keep DIR`` keeps the reference's workspaces in DIR and reuses them the next time. The recipe ``cifar10-small`` needs the
-real images in ``LSMIX_SHARED_DATA`` (else ``../shared/data``) and is left out, with a message, where they are absent.
+``--keep DIR`` keeps the reference workspaces in DIR and reuses them the next time. The recipe ``cifar10-small`` needs
+the real images in ``LSMIX_SHARED_DATA`` (default ``../shared/data``) and is skipped, with a message, without them.
 """
 
 import argparse
@@ -63,7 +63,7 @@ chunk_rows = 64
     )
 )
 
-# Array names of the reference -> names in the working tree, where the name alone has changed.
+# Array names of the reference -> new names in the working tree.
 RENAMED: dict[str, str] = {"pool.zarr/state": "pool.zarr/status"}
 
 # Arrays of the working tree that were attributes in the reference.
@@ -79,8 +79,8 @@ def main() -> int:
     """Run the command line; return 0 if all arrays are equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", default=REFERENCE, help="commit to compare with (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, help="folder that keeps the reference's workspaces")
-    parser.add_argument("--only", choices=["methods", "demo", "cifar10-small"], help="run this recipe alone")
+    parser.add_argument("--keep", type=Path, help="folder in which to keep the reference workspaces")
+    parser.add_argument("--only", choices=["methods", "demo", "cifar10-small"], help="run only this recipe")
     options = parser.parse_args()
     differing = 0
     with tempfile.TemporaryDirectory(prefix="lsmix-reference-") as name:
@@ -107,7 +107,7 @@ def _recipes(scratch: Path) -> Iterator[tuple[str, list[str]]]:
     yield "demo", ["demo"]
     shared = Path(os.environ.get("LSMIX_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not (shared / "unpack.py").is_file():
-        print(f"cifar10-small: left out, there are no real images at {str(shared)!r}")
+        print(f"cifar10-small: skipped, because there are no real images in {str(shared)!r}")
         return
     images = scratch / "images"
     subprocess.run([sys.executable, str(shared / "unpack.py"), str(images), "cifar10"], check=True, capture_output=True)
@@ -125,7 +125,7 @@ def _recipes(scratch: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _renamed(words: list[str]) -> list[str]:
-    """Return the words with which the reference runs the same recipe."""
+    """Return the arguments with which the reference runs the same recipe."""
     path = Path(words[0])
     if path.suffix != ".toml":
         return words
@@ -157,7 +157,7 @@ def _link(scratch: Path, tree: Path) -> Path:
 
 
 def _run(path: Path, words: list[str], workspace: Path) -> None:
-    """Run a recipe with the tree that ``path`` holds."""
+    """Run a recipe with the version of lsmix in ``path``."""
     environment = {**os.environ, "PYTHONPATH": str(path)}
     recipe = words[0]
     if not recipe.endswith(".toml"):
@@ -167,7 +167,7 @@ def _run(path: Path, words: list[str], workspace: Path) -> None:
         recipe = str(workspace.parent / f"{recipe}.toml")
         Path(recipe).parent.mkdir(parents=True, exist_ok=True)
         Path(recipe).write_bytes(text)
-    command = "mix" if words == ["demo"] else "run"  # the demo's classifiers are others now
+    command = "mix" if words == ["demo"] else "run"  # the classifiers of the demo have changed
     call = [
         sys.executable,
         "-m",
@@ -184,7 +184,7 @@ def _run(path: Path, words: list[str], workspace: Path) -> None:
 
 
 def _compare(recipe: str, before: Path, after: Path) -> int:
-    """Print one line per artifact; return how many differ."""
+    """Print one line per artifact; return the number of differing artifacts."""
     old, new = _artifacts(before), _artifacts(after)
     differing = 0
     for label in sorted(old.keys() | new.keys()):
@@ -209,7 +209,7 @@ def _faults(old: Arrays, new: Arrays) -> list[str]:
 
 
 def _artifacts(workspace: Path) -> dict[str, Arrays]:
-    """Return the arrays of all artifacts of a workspace that hold any, by stage and name."""
+    """Return the arrays of all artifacts of a workspace by stage and name, without artifacts that have none."""
     found = {}
     for path in sorted(workspace.glob("*/*/manifest.json")):
         manifest = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The files of examples/clusters work: they run whole, with stand-ins for the programs of the clusters."""
+"""The files of examples/clusters work: they run a complete recipe, with stand-ins for the programs of the clusters."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from lsmix.pipeline.workspace.workspace import Workspace
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "clusters"
 
-# Runs each job at once, the tasks of an array side by side with the variables that SLURM sets, and requeued tasks again;
-# records options and exit codes. Jobs that depend on a failed one do not run.
+# Runs each job immediately: the tasks of an array in parallel, with SLURM's variables, and requeued tasks again.
+# Records options and exit codes. Jobs that depend on a failed job do not run.
 SBATCH = r"""
 import json, os, re, subprocess, sys
 from pathlib import Path
@@ -56,7 +56,7 @@ from pathlib import Path
 assert sys.argv[1] == "requeue"
 Path(os.environ["STATE"], f"requeue-{sys.argv[2]}").touch()
 """
-# Runs the containers of the Jobs that it applies, each pod in turn, with the volumes' folders in STATE.
+# Runs the containers of the applied Jobs, all pods of a Job in parallel, with the volumes as folders in STATE.
 KUBECTL = r"""
 import os, subprocess, sys, yaml
 from pathlib import Path
@@ -82,7 +82,7 @@ for item in yaml.safe_load_all(Path(words[2]).read_text()):
     failed = sum(pod.wait() != 0 for pod in pods)
     (state / item["metadata"]["name"]).write_text("FailureTarget Failed" if failed else "SuccessCriteriaMet Complete")
 """
-# What slurm_dask.py asks of dask-jobqueue, by its own signature, with processes of this machine for jobs.
+# The part of dask-jobqueue that slurm_dask.py uses, with the same signature; jobs are processes of this machine.
 DASK_JOBQUEUE = """
 from distributed import LocalCluster
 class SLURMCluster(LocalCluster):
@@ -98,7 +98,7 @@ class SLURMCluster(LocalCluster):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Return a folder whose ``bin`` goes before all others on PATH, with stand-ins, and with lsmix itself."""
+    """Return a folder whose ``bin`` comes first on PATH and contains the stand-ins and lsmix."""
     programs = {"sbatch": SBATCH, "scontrol": SCONTROL, "kubectl": KUBECTL}
     for name, code in programs.items():
         write_program(tmp_path, name, f"#!{sys.executable}\n{code}")
@@ -116,7 +116,7 @@ def write_program(folder, name, text):
 
 
 def bare(workspace):
-    """Take away what the cluster shall make."""
+    """Remove the artifacts that the cluster has to build."""
     for stage in ("encode", "mix"):
         shutil.rmtree(workspace / stage)
     return workspace
@@ -169,7 +169,7 @@ def test_slurm_makes_the_same_bytes(place, tiny_recipe, tiny_workspace, finished
     assert not list(tiny_workspace.glob("*/*/work"))
 
 
-def test_slurm_runs_no_step_after_one_that_failed(place, tiny_recipe):
+def test_slurm_runs_no_step_after_a_failed_one(place, tiny_recipe):
     write_program(place, "lsmix", '#!/bin/sh\n[ "$1" != encode ] || [ "${7}" = 0 ] || exit 1\n')
     done = made(EXAMPLES / "slurm-submit.sh", tiny_recipe, place / "runs", 3)
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ i=0; while [ $i -lt 600 ]; do sleep 0.05; i=$((i + 1)); done
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_a_job_is_requeued_when_its_time_is_up_but_not_when_cancelled(place, number, requeued):
+def test_a_job_is_requeued_at_its_time_limit_but_not_when_cancelled(place, number, requeued):
     write_program(place, "lsmix", STUBBORN)
     script = EXAMPLES / "slurm-array.sh"
     facts = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
@@ -195,7 +195,7 @@ def test_a_job_is_requeued_when_its_time_is_up_but_not_when_cancelled(place, num
     while not (place / "started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    job.send_signal(number)  # to the batch script alone, as --signal=B: does
+    job.send_signal(number)  # to the batch script only, like --signal=B:
     assert job.wait(timeout=30) == 130
     assert (place / "requeue-7").exists() is requeued
 
@@ -203,7 +203,7 @@ def test_a_job_is_requeued_when_its_time_is_up_but_not_when_cancelled(place, num
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"), [(0, 0, 0), (1, 0, 0), (2, 0, 0), (4, 0, 1), (6, 2, 1), (6, 3, 0), (130, 0, 0)]
 )
-def test_exit_codes_that_another_try_may_change_are_tried_again_three_times(place, code, restarts, requeued):
+def test_jobs_with_retryable_exit_codes_are_requeued_up_to_three_times(place, code, restarts, requeued):
     write_program(place, "lsmix", f'#!/bin/sh\necho "$@" > "$STATE/words"\nexit {code}\n')
     facts = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": str(restarts)}
     done = made("bash", EXAMPLES / "slurm-array.sh", "mix", "my.toml", "runs", 4, env=facts)
@@ -212,7 +212,7 @@ def test_exit_codes_that_another_try_may_change_are_tried_again_three_times(plac
     assert (place / "words").read_text() == "mix my.toml --workspace runs --quiet --array-index 2 --array-size 4\n"
 
 
-# distributed keeps sockets of its own that are collected late.
+# distributed leaves sockets that are garbage-collected late.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_dask_workers_as_slurm_jobs_make_the_same_bytes(place, tiny_recipe, tiny_workspace, finished_workspace):
@@ -242,7 +242,7 @@ def test_the_kubernetes_resources_follow_the_api(resources):
     for item in jobs:
         spec, pod = item["spec"], item["spec"]["template"]["spec"]
         assert item["metadata"]["name"] == f"lsmix-{item['metadata']['labels']['step']}"
-        assert pod["restartPolicy"] == "Never"  # podFailurePolicy demands it
+        assert pod["restartPolicy"] == "Never"  # required by podFailurePolicy
         assert pod["securityContext"]["runAsNonRoot"] is True
         (container,) = pod["containers"]
         mounted = {mount["name"] for mount in container["volumeMounts"]}
@@ -257,7 +257,7 @@ def test_the_kubernetes_resources_follow_the_api(resources):
         assert ("backoffLimitPerIndex" in spec, "backoffLimit" in spec) == (indexed, not indexed)
         assert ("--array-index" in container["args"][0]) == indexed
         if indexed:
-            parts = {entry["name"]: entry["value"] for entry in container["env"]}["PARTS"]
+            parts = {entry["name"]: entry["value"] for entry in container["env"]}["TASKS"]
             assert spec["completions"] == spec["parallelism"] == int(parts)
     (claim,) = (item for item in resources if item["kind"] == "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -272,9 +272,9 @@ def test_the_recipe_of_the_config_map_is_valid(resources, tmp_path):
 
 @pytest.fixture
 def kubernetes(place, tiny_recipe):
-    """Return the submit script beside a copy of the resources that has two parts, not eight."""
+    """Return a function that runs the submit script with resources for two array tasks instead of eight."""
     text = (EXAMPLES / "kubernetes-job.yaml").read_text(encoding="utf-8")
-    for field in ("completions: ", "parallelism: ", 'PARTS, value: "'):
+    for field in ("completions: ", "parallelism: ", 'TASKS, value: "'):
         assert text.count(f"{field}8") == 2
         text = text.replace(f"{field}8", f"{field}2")
     (place / "kubernetes-job.yaml").write_text(text, encoding="utf-8")
@@ -293,11 +293,13 @@ def test_kubernetes_makes_the_same_bytes(kubernetes, place, tiny_workspace, fini
     assert not list(tiny_workspace.glob("*/*/work"))
 
 
-def test_kubernetes_runs_no_step_after_one_that_failed(kubernetes, place):
+def test_kubernetes_runs_no_step_after_a_failed_one(kubernetes, place):
     write_program(place, "lsmix", '#!/bin/sh\necho "$@" >> "$STATE/calls"\n[ "$1" != encode ] || exit 6\n')
     done = kubernetes()
     assert done.returncode == 1
-    assert done.stderr.startswith("step encode failed: kubectl logs --selector step=encode; then kubectl delete job ")
+    assert done.stderr.startswith(
+        "Step encode failed. Read 'kubectl logs --selector step=encode', run 'kubectl delete job "
+    )
     calls = (place / "calls").read_text().splitlines()
     usual = f"{place}/recipe/recipe.toml --workspace {place}/runs --quiet"
     assert calls[0] == f"train-glow {usual}"

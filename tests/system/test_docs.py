@@ -1,4 +1,4 @@
-"""The documentation against the code: commands, fields, exit codes and names are documented, and examples run."""
+"""The documentation matches the code: commands, fields, exit codes and names are documented, and examples run."""
 
 import inspect
 import re
@@ -41,14 +41,14 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def rows(page: str) -> list[list[str]]:
-    """Return the cells of all table rows of a page; a bar within backticks stands for itself."""
+    """Return the cells of all table rows of a page."""
     lines = [line for line in text_of(page).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 @pytest.fixture(scope="module")
 def reader_folder(tiny_recipe, finished_workspace, tmp_path_factory):
-    """Return a folder as a reader of the README has it: my.toml, its finished runs, and a pool that they were given."""
+    """Return the folder of a README reader: my.toml, its finished runs, and a pool from someone else."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copy(tiny_recipe, folder / "my.toml")
     shutil.copytree(finished_workspace, folder / "runs")
@@ -75,9 +75,9 @@ def test_every_command_has_help_and_an_example(name):
     command.make_context(name, parsed(arguments))
 
 
-def test_help_shows_no_layout_marks():
+def test_help_texts_contain_no_layout_marks():
     shown = CliRunner().invoke(cli, ["--help"]).output
-    assert "\\b" not in shown  # click's mark for lines to keep, which must not be in a raw string
+    assert "\\b" not in shown  # click's mark against rewrapping does not work in a raw string
     assert "Exit codes: 0 done" in shown
 
 
@@ -123,10 +123,10 @@ def test_every_field_option_and_column_of_the_reference_tables_is_described():
         assert all(f"`{option}`" in page for one in command.params for option in one.opts if "-" in option)
 
 
-def test_every_dependency_is_told():
+def test_every_dependency_is_documented():
     project = tomllib.loads(text_of("pyproject.toml"))["project"]
-    told = {name for row in rows("docs/dependencies.md") for name in row[0].split(", ")}
-    assert {name_of(line) for line in project["dependencies"]} <= told
+    documented = {name for row in rows("docs/dependencies.md") for name in row[0].split(", ")}
+    assert {name_of(line) for line in project["dependencies"]} <= documented
     text = text_of("docs/dependencies.md")
     wanted = {
         *required_by("dev", list(project["optional-dependencies"])),
@@ -134,7 +134,7 @@ def test_every_dependency_is_told():
         *required_by("docs", []),
     }
     missing = {name for name in map(name_of, wanted) if not re.search(rf"\b{name}\b", text)}
-    assert not missing, f"docs/dependencies.md describes neither of {sorted(missing)}"
+    assert not missing, f"docs/dependencies.md does not describe {sorted(missing)}"
 
 
 def name_of(requirement: str) -> str:
@@ -164,11 +164,11 @@ def test_only_the_page_on_extensions_imports_modules_of_lsmix():
     assert importing == ["extending.md"]
 
 
-def test_the_changes_have_the_version():
+def test_the_changelog_has_the_current_version():
     assert f"\n## {lsmix.__version__}" in text_of("CHANGELOG.md")
 
 
-def test_the_workflow_tests_every_python_that_the_classifiers_name():
+def test_the_workflow_tests_every_python_version_of_the_classifiers():
     kinds = tomllib.loads(text_of("pyproject.toml"))["project"]["classifiers"]
     named = [kind.rpartition(" ")[2] for kind in kinds if re.search(r"Python :: 3\.", kind)]
     assert (
@@ -183,7 +183,7 @@ def test_the_workflow_tests_every_python_that_the_classifiers_name():
         ("requirements-bench", "bench", []),
     ],
 )
-def test_a_lock_pins_and_hashes_everything_and_names_no_place(lock, group, extras):
+def test_a_lock_file_pins_and_hashes_everything_and_names_no_index(lock, group, extras):
     lines = [line for line in text_of(f"{lock}.lock").splitlines() if not line.startswith("#")]
     pins = [line for line in lines if not line.startswith(" ")]
     names = {re.fullmatch(r"([a-z0-9-]+)==[a-z0-9.]+(?: ; [^;]+)? \\", line)[1] for line in pins}
@@ -206,7 +206,7 @@ def required_by(group: str, extras: list[str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     for target in re.findall(r"\]\(([^)#]+)", text_of(page)):
         inside = re.fullmatch(r"https://github\.com/lsmix/lsmix/(?:blob|raw)/main/(.+)", target)
         assert inside is None or (ROOT / inside[1]).exists(), target
@@ -235,7 +235,7 @@ def test_shown_recipes_are_valid(page, tmp_path):
 
 
 def parsed(arguments: list[str]) -> list[str]:
-    """Return what the program gets of a shell line: nothing after a redirection, a pipe or the next command."""
+    """Return the arguments of a shell line before a redirection, a pipe or the next command."""
     for sign in (">", "|", "&&"):
         arguments = arguments[: arguments.index(sign)] if sign in arguments else arguments
     return arguments
@@ -266,7 +266,7 @@ def answer(*arguments: str) -> dict:
     return msgspec.json.decode(done.stdout)
 
 
-def test_json_is_as_the_reference_says(inside):
+def test_json_output_matches_the_reference(inside):
     pool = next((inside / "runs" / "mix").iterdir())
     asked = {
         "run": answer("run", "my.toml", "--quiet"),
@@ -293,7 +293,7 @@ def test_json_is_as_the_reference_says(inside):
     assert Path(asked["show"]["content"]["image"]).is_file()
 
 
-def test_a_run_that_is_up_to_date_imports_no_torch(inside):
+def test_a_run_with_everything_up_to_date_does_not_import_torch(inside):
     code = (
         "import sys; sys.argv = ['lsmix', 'run', 'my.toml']\n"
         "from lsmix.cli import main\n"

@@ -1,4 +1,4 @@
-"""Every method as a pool and every way of combining them, made end to end on digits."""
+"""Pools of every method, and every way of combining them in training, end to end on digits."""
 
 import html
 import re
@@ -67,7 +67,7 @@ def made(recipe: Path, methods_workspace: Path) -> RunResult:
 
 
 def make(recipe: Path, workspace: Path) -> RunResult:
-    """Make all pools and trainings, without the report."""
+    """Build all pools and classifiers, without the report."""
     pools, runs = (run(recipe, workspace=workspace, stage=stage, device="cpu") for stage in ("mix", "train"))
     return RunResult(recipe=pools.recipe, built=pools.built + [item for item in runs.built if item.stage == "train"])
 
@@ -82,14 +82,14 @@ def pool_of(made: RunResult, name: str) -> Pool:
 
 
 @pytest.mark.parametrize("method", [*LATENT, *PIXEL])
-def test_the_ends_of_lambda_are_the_sources(made: RunResult, dataset: DataSet, method: str) -> None:
+def test_mixes_at_lambda_0_and_1_equal_the_source_images(made: RunResult, dataset: DataSet, method: str) -> None:
     pool, images = pool_of(made, method), dataset.train.images
     count = pool.images_per_copy
     first, last = slice(0, count), slice(2 * count, 3 * count)
     assert (pool.share_b[first] == 0).all()
-    if method != "reverse-mix":  # which turns the latent of x₁ round
+    if method != "reverse-mix":  # which reverses the latent of x₁
         np.testing.assert_array_equal(pool.image[first], images[pool.source_a[first]])
-    if method != "cutmix":  # whose box may stick out
+    if method != "cutmix":  # whose box may extend beyond the image
         assert (pool.share_b[last] == 1).all()
         np.testing.assert_array_equal(pool.image[last], images[pool.source_b[last]])
 
@@ -99,18 +99,18 @@ def test_pools_in_pixel_space_need_no_flow(made: RunResult, method: str) -> None
     assert [record.role for record in made[f"mix/{method}"].manifest.inputs] == ["dataset"]
 
 
-def test_a_pool_in_pixel_space_has_the_labels_and_shares_of_its_method(made: RunResult, dataset: DataSet) -> None:
+def test_a_pool_in_pixel_space_has_correct_labels_and_shares(made: RunResult, dataset: DataSet) -> None:
     pool, labels = pool_of(made, "fmix"), dataset.train.labels
     np.testing.assert_array_equal(pool.label_a[:], labels[pool.source_a[:]])
     np.testing.assert_array_equal(pool.label_b[:], labels[pool.source_b[:]])
     np.testing.assert_allclose(pool.share_b[:], np.floor(pool.lam[:] * 64) / 64, atol=1e-6)
 
 
-def test_an_image_mixes_from_its_corner(made: RunResult, dataset: DataSet) -> None:
+def test_x2_starts_in_the_recorded_corner(made: RunResult, dataset: DataSet) -> None:
     pool = pool_of(made, "corners")
     assert {pool[row].corner for row in range(len(pool))} == set(CORNERS)
-    # The grid has 2×2 cells. One that is wholly of x₂, or wholly of x₁ and far from the border, looks like its source:
-    # the flow is local, so the cell at the corner is nearer to x₂ than the one across.
+    # The grid has 2×2 cells. The flow is local, so a cell that comes entirely from one source looks like this source.
+    # Therefore the cell in the corner is closer to x₂ than the opposite one.
     near, far = [], []
     for row in np.flatnonzero((pool.share_b[:] > 0.3) & (pool.share_b[:] < 0.7)):
         sample = pool[int(row)]
@@ -137,13 +137,13 @@ def test_three_sources_share_each_image(made: RunResult, dataset: DataSet) -> No
     np.testing.assert_array_equal(more["label"], dataset.train.labels[more["source"]])
     total = pool.share_b[:] + more["share"].sum(axis=1)
     assert ((total >= 0) & (total <= 1 + 1e-6)).all()
-    # Each share is its λ, but for the two components that rounding down may move.
+    # Each share equals its λ, except for up to two components due to rounding down.
     assert np.abs(more["share"] - more["lam"]).max() <= 1 / 64 + 1e-6
     assert np.abs(pool.share_b[:] - pool.lam[:]).max() <= 1 / 64 + 1e-6
     assert [source.label for source in pool[5].more] == more["label"][5].tolist()
 
 
-def test_soft_targets_of_three_sources_weigh_every_label(made: RunResult) -> None:
+def test_soft_targets_of_three_sources_weight_every_label(made: RunResult) -> None:
     pool = pool_of(made, "three")
     _, target = next(iter(PoolLoader(pool, 100, labels="soft", shuffle=False)))
     for row in range(100):
@@ -157,11 +157,11 @@ def test_soft_targets_of_three_sources_weigh_every_label(made: RunResult) -> Non
 
 
 def test_three_sources_need_soft_labels(made: RunResult) -> None:
-    with pytest.raises(RecipeError, match="mixes 3 sources, which two labels cannot tell"):
+    with pytest.raises(RecipeError, match="mixes 3 sources, which labels='pair' cannot represent"):
         PoolLoader(pool_of(made, "three"), 64)
 
 
-def test_every_arm_sees_as_many_images_in_as_many_updates(made: RunResult) -> None:
+def test_every_run_sees_the_same_number_of_images_and_updates(made: RunResult) -> None:
     arms = {item.name: read_metrics(item.folder)[-1] for item in made.built if item.stage == "train"}
     assert len(arms) == 5
     assert {(last.images, last.updates) for last in arms.values()} == {(3 * 150, 3 * 5)}
@@ -183,7 +183,7 @@ def test_the_manifest_records_how_often_each_image_was_seen(made: RunResult, arm
     assert sum(one["images"] * one["times"] for one in seen) == pytest.approx(450, abs=1)
 
 
-def test_the_same_pools_and_trainings_in_another_workspace_have_the_same_bytes(
+def test_pools_and_classifiers_in_another_workspace_have_the_same_bytes(
     made: RunResult, recipe: Path, methods_workspace: Path, tmp_path: Path
 ) -> None:
     for stage in ("ingest", "train-glow", "encode"):
@@ -192,7 +192,7 @@ def test_the_same_pools_and_trainings_in_another_workspace_have_the_same_bytes(
     assert [(item.stage, item.name, item.manifest.content_digest) for item in make(recipe, tmp_path).built] == digests
 
 
-def test_the_report_shows_pools_of_every_kind_and_the_budget_of_each_arm(
+def test_the_report_shows_pools_of_every_kind_and_the_budget_of_each_run(
     made: RunResult, methods_workspace: Path, tmp_path: Path
 ) -> None:
     kinds = ("ls-mix", "cutmix", "corners", "three")
@@ -212,7 +212,7 @@ def test_the_report_shows_pools_of_every_kind_and_the_budget_of_each_arm(
     assert tomllib.loads(toml)["runs"]["either-seed0"]["parts"][1]["weight"] == 2.0
 
 
-def test_a_recipe_of_pixels_alone_has_a_report(tmp_path: Path) -> None:
+def test_a_recipe_without_a_flow_has_a_report(tmp_path: Path) -> None:
     recipe = tmp_path / "pixels.toml"
     text = RECIPE.replace("[flow]", "[x]").partition("[x]")[0] + "[classifier]" + RECIPE.partition("[classifier]")[2]
     recipe.write_text(text + '[pools.p]\nmethod = "mixup"\n[runs.p]\npool = "p"\nlabel = "<MixUp>"\npaper = "4.33"\n')

@@ -1,4 +1,4 @@
-"""The examples train on a pool as their first lines say, and a receiver of a pool needs little more than NumPy and torch."""
+"""The examples train on a pool as documented, and reading a pool needs little more than NumPy and torch."""
 
 import contextlib
 import importlib.util
@@ -47,7 +47,7 @@ def pool(finished_workspace: Path) -> Path:
 
 
 def example(name: str, *arguments: object, inside: Path) -> str:
-    """Run an example in a folder, from which it can import, and return what it prints."""
+    """Run an example in a folder, which is also on its import path, and return its output."""
     return python(str(ROOT / "examples" / name), *map(str, arguments), inside=inside)
 
 
@@ -75,7 +75,7 @@ def test_examples_are_not_in_the_wheel() -> None:
 
 
 @pytest.mark.slow
-def test_the_plain_example_resumes_within_an_epoch_to_the_same_weights(
+def test_the_plain_example_resumes_in_the_middle_of_an_epoch_with_the_same_result(
     pool: Path, finished_workspace: Path, tmp_path: Path
 ) -> None:
     test = open_dataset(next((finished_workspace / "ingest").iterdir())).test
@@ -108,30 +108,30 @@ def test_the_timm_example_trains_with_a_stand_in_for_timm(pool: Path, tmp_path: 
     assert (tmp_path / "model.pt").is_file()
 
 
-def test_the_timm_example_trains_a_model_of_timm(pool: Path, tmp_path: Path) -> None:
+def test_the_timm_example_trains_with_timm(pool: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", "import timm"], capture_output=True, check=False)
     if done.returncode:
-        pytest.skip("needs timm and torchvision, one of which cannot be imported here")
+        pytest.skip("needs timm and torchvision")
     assert re.search(LINE.format(epoch=1), example("timm_train.py", pool, "--epochs", 1, "--size", 32, inside=tmp_path))
 
 
 @pytest.mark.slow
 def test_the_lightning_example_trains(pool: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("lightning") is None:
-        pytest.skip("needs lightning, which is not installed")
+        pytest.skip("needs lightning")
     printed = example("lightning_train.py", pool, "--epochs", 2, inside=tmp_path)
     assert re.search(LINE.format(epoch=1), printed)
     assert re.search(LINE.format(epoch=2), printed)
 
 
 def documented(word: str) -> str:
-    """Return the block of the training page that holds a word."""
+    """Return the code block of the training page that contains ``word``."""
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     return next(block for block in re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if word in block)
 
 
 class _Tracked(contextlib.nullcontext[Any]):
-    """What wandb.init and mlflow.start_run return."""
+    """A stand-in for the objects that wandb.init and mlflow.start_run return."""
 
     def __init__(self, log: Callable[..., None]) -> None:
         super().__init__(self)
@@ -139,7 +139,7 @@ class _Tracked(contextlib.nullcontext[Any]):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
-def test_trackers_get_the_figures_of_each_step_and_epoch(
+def test_trackers_receive_the_metrics_of_each_step_and_epoch(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(recipe: str, progress: Any) -> None:
@@ -152,7 +152,7 @@ def test_trackers_get_the_figures_of_each_step_and_epoch(
     seen: list[Any] = []
     if name == "tensorboard":
         pytest.importorskip("tensorboard")
-    else:  # a stand-in for both, which has what the page calls
+    else:  # a stand-in with the functions of both that the page uses
         calls = {"init": lambda project: _Tracked(lambda values: seen.append((values, values.pop("at")))),
                  "start_run": lambda: _Tracked(print), "log_metrics": lambda values, step: seen.append((values, step))}  # fmt: skip
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**calls))
@@ -168,10 +168,10 @@ def test_trackers_get_the_figures_of_each_step_and_epoch(
     assert seen == [({"train-glow f/loss_bits_per_dim": 4.5}, 7), ({"train c/loss": 0.25}, 2)]
 
 
-def test_the_trainer_of_transformers_trains(pool: Path, tmp_path: Path) -> None:
+def test_the_transformers_trainer_trains_on_a_pool(pool: Path, tmp_path: Path) -> None:
     for package in ("transformers", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs {package}, which is not installed")
+            pytest.skip(f"needs {package}")
     before = (
         "import lsmix, torch\nfrom torch.nn.functional import cross_entropy\n"
         f"pool = lsmix.open_pool({str(pool)!r})\nmodel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))\n"
@@ -197,7 +197,7 @@ assert sum(len(images) for images, _ in DataLoader(loader, batch_size=None)) == 
 """
 
 
-def test_a_receiver_needs_no_torch_to_read_and_neither_dask_nor_zarr_nor_the_flow_to_train(
+def test_reading_a_pool_needs_no_torch_and_training_on_it_needs_neither_dask_nor_zarr_nor_the_flow(
     pool: Path, tmp_path: Path
 ) -> None:
     blocked = [*BLOCKED, *(f"lsmix.{package}" for package in ("glow", "classifiers", "pipeline"))]

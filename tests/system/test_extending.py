@@ -1,4 +1,4 @@
-"""The code of docs/extending.md works: as a package installed beside lsmix, and as edits of a copy of lsmix itself."""
+"""The code of docs/extending.md works, both as a separate package and as edits of a copy of lsmix."""
 
 import importlib
 import os
@@ -28,14 +28,14 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 FILES = dict(
     re.findall(r"^```(?:python|toml) (\S+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 )
-MODULES = {name: text for name, text in FILES.items() if "/" in name}  # each at its place in lsmix
+MODULES = {name: text for name, text in FILES.items() if "/" in name}  # by their paths in lsmix
 EDITS = re.findall(r"^```diff (\S+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 ROOT = PAGE.parents[1]
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Return a folder with the page's files, the package installed as pip would: importable, with its entry points."""
+    """Return a folder with the files of the page, installed as an importable package with entry points."""
     (tmp_path / "checkers").mkdir()
     (tmp_path / "checkers" / "__init__.py").touch()
     for name, text in FILES.items():
@@ -56,22 +56,22 @@ def installed(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_each_addition_is_a_short_module_and_an_edit_of_one_file_at_most():
+def test_each_extension_is_a_short_module_and_at_most_one_edited_file():
     for name, text in MODULES.items():
         assert len(text.splitlines()) < 40, name
     for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
         assert section.count("\n```diff ") <= 1, section.splitlines()[0]
     assert len(MODULES) == 6
-    assert len(EDITS) == 5  # a classifier needs none
+    assert len(EDITS) == 5  # a classifier needs no edit
 
 
-def test_its_methods_are_known_while_it_is_installed(installed):
+def test_the_methods_are_known_while_the_package_is_installed(installed):
     assert "comb" in LATENT_METHODS
     assert PIXEL_METHODS.names()[-1] == "board"
     assert PixelMix(method="board").method == "board"
     with pytest.raises(RecipeError, match=r"Did you mean 'board'\? Known: mixup, cutmix, resizemix, fmix, board\."):
         PixelMix(method="boards")
-    assert "checkers.board" not in sys.modules, "checking a name imports nothing"
+    assert "checkers.board" not in sys.modules, "checking a name must not import the method"
     sys.path.remove(str(installed))
     importlib.invalidate_caches()
     assert "board" not in PIXEL_METHODS
@@ -83,11 +83,11 @@ def test_the_example_of_the_page_runs(installed):
     exec(compile(FILES["try.py"], "try.py", "exec"), {})
 
 
-def test_its_methods_mix_in_the_given_shares(installed):
+def test_the_methods_mix_with_the_given_shares(installed):
     black, white = np.zeros((5, 8, 8, 1), np.uint8), np.full((5, 8, 8, 1), 255, np.uint8)
     mixed, share = mix_images("board", black, white, 0.5)
     np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)) / 255, share, rtol=0, atol=1e-6)
-    assert 0.1 < share.min() < share.max() < 0.9  # 16 squares, each from either
+    assert 0.1 < share.min() < share.max() < 0.9  # each of 16 squares comes from either image
     last, _ = mix_images("board", black[3:], white[3:], 0.5, draws=lambda row: row_rngs(0, "mix", "method")(row + 3))
     np.testing.assert_array_equal(last, mixed[3:])
     z, share = mix_latents("comb", np.zeros((3, 64)), np.ones((3, 64)), np.array([0.0, 0.5, 1.0]))
@@ -96,10 +96,10 @@ def test_its_methods_mix_in_the_given_shares(installed):
     assert not mix_images("board", black, white, 0.0)[0].any()
 
 
-def test_its_recipe_trains_its_network_with_its_method(installed):
+def test_the_recipe_trains_the_network_with_the_method(installed):
     recipe = read_recipe(installed / "my.toml")
     config = recipe.run_config("baseline", 0)
-    assert "checkers.small" not in sys.modules, "reading a recipe imports nothing"
+    assert "checkers.small" not in sys.modules, "reading a recipe must not import the network"
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8)
     facts = []
     for mixes in (None, lambda _epoch, _index: (PixelMix(method="board"),)):
@@ -109,13 +109,13 @@ def test_its_recipe_trains_its_network_with_its_method(installed):
     assert facts[0].loss != facts[1].loss
 
 
-def test_a_whole_run_uses_its_network(installed, command):
+def test_a_run_uses_the_network(installed, command):
     words = ("--workspace", installed / "runs", "--device", "cpu", "--set", "data.limit=300")
     assert command("train", installed / "my.toml", *words, "--set", "classifier.epochs=1").code == 0
     assert list((installed / "runs" / "train").glob("*/classifier.safetensors"))
 
 
-def test_modules_beside_a_recipe_are_not_imported(installed, monkeypatch):
+def test_modules_next_to_a_recipe_are_not_imported(installed, monkeypatch):
     (installed / "recipes").mkdir()
     (installed / "recipes" / "evil_nets.py").write_text("raise SystemExit('run')", encoding="utf-8")
     recipe = FILES["my.toml"].replace("checkers.small:small", "evil_nets:small")
@@ -125,7 +125,7 @@ def test_modules_beside_a_recipe_are_not_imported(installed, monkeypatch):
         read_recipe(Path("my.toml"))
 
 
-def test_its_formats_are_known(installed):
+def test_the_formats_are_known(installed):
     table = np.arange(2 * 10).reshape(2, 10) % 7
     np.savetxt(installed / "images.csv", table, "%d", delimiter=",")
     published = read_source(SourceConfig(path=str(installed / "images.csv")))
@@ -160,7 +160,7 @@ np.testing.assert_array_equal(stored, lsmix.open_pool(made["mix/comb"].folder).i
 assert "A. Author, Comb, 2026." in (made["mix/comb"].folder / "README.md").read_text(encoding="utf-8")
 report = made.report.read_text(encoding="utf-8")
 assert "<summary>Classes</summary>" in report and 'data-label="images">20</td>' in report, report
-assert ", Comb" in report  # the title, in the figure of every method
+assert ", Comb" in report  # the title of the method in the figure of Appendix E
 """
 
 EVERYTHING = """
@@ -195,17 +195,19 @@ bits_images = 8
 
 
 def apply_edit(path: Path, edit: str) -> None:
-    """Apply an edit of the page, whose hunks are found by their text."""
+    """Apply a diff of the page, whose hunks are located by their text."""
     for hunk in re.split(r"^@@\n", edit, flags=re.MULTILINE):
         lines = hunk.splitlines(keepends=True)
         before = "".join(line[1:] for line in lines if line[0] != "+")
         after = "".join(line[1:] for line in lines if line[0] != "-")
         text = path.read_text(encoding="utf-8")
-        assert not hunk or text.count(before) == 1, f"{path.name} has these lines {text.count(before)} times:\n{before}"
+        assert not hunk or text.count(before) == 1, (
+            f"{path.name} contains these lines {text.count(before)} times:\n{before}"
+        )
         path.write_text(text.replace(before, after) if hunk else text, encoding="utf-8")
 
 
-def test_a_copy_of_lsmix_with_the_modules_and_edits_of_the_page_uses_all_of_them(tmp_path):
+def test_a_copy_of_lsmix_with_all_modules_and_edits_of_the_page_works(tmp_path):
     tree = tmp_path / "tree" / "lsmix"
     for package in ("classifiers", "data", "glow", "pipeline"):
         shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))

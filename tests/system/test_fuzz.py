@@ -1,6 +1,7 @@
-"""Every parser of untrusted input returns a sound value or raises an LsmixError, for any bytes.
+"""Every parser of untrusted input returns a valid value or raises an LsmixError, for any bytes.
 
-What fuzzing found once stays here as an example. ``make test-all`` gives each parser ten seconds; here each gets a few inputs.
+Bugs found by fuzzing are kept here as examples. ``make test-all`` fuzzes each parser for ten seconds, the normal run
+only with a few inputs.
 """
 
 import gzip
@@ -22,23 +23,23 @@ from fuzzing import fuzz, read_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-INPUTS = 10  # for each reader, in the normal run
-SECONDS = 10  # for each reader, in the slow one
-PROCESS_SECONDS = 240  # which that may take in all, imports and a busy machine included
+INPUTS = 10  # for each reader in the normal run
+SECONDS = 10  # for each reader in the slow run
+PROCESS_SECONDS = 240  # timeout of the slow run, including imports on a busy machine
 DRIVER = Path(__file__).with_name("fuzzing.py")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_few_changed_files_are_read_or_refused(target):
+def test_a_few_mutated_files_are_read_or_rejected(target):
     tried, read = fuzz(target, seed=20_260_101, count=INPUTS)
     assert tried == INPUTS
-    assert read < INPUTS or target == "notes"  # which never fail
+    assert read < INPUTS or target == "notes"  # notes never fail
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-def test_changed_files_are_read_or_refused_for_some_seconds(target):
-    """In a process of its own, whose memory is bounded and whose crash is a failure."""
+def test_mutated_files_are_read_or_rejected_for_some_seconds(target):
+    """Fuzz in a separate process with bounded memory; a crash is a failure."""
     words = [sys.executable, DRIVER, target, "--seconds", str(SECONDS), "--seed", str(os.getpid())]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(words, capture_output=True, text=True, timeout=PROCESS_SECONDS, env=env, check=False)
@@ -46,7 +47,7 @@ def test_changed_files_are_read_or_refused_for_some_seconds(target):
     assert f"{target}: " in done.stdout
 
 
-# Any JSON value in place of one in a good document.
+# Replacing a value of a valid document by any JSON value.
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["../x", "\x1b[2J", "f" * 64]),
@@ -78,23 +79,23 @@ def scratch(tmp_path_factory) -> Path:
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @pytest.mark.parametrize("target", JSON_TARGETS)
 @given(data=st.data())
-def test_any_value_in_place_of_another_is_read_or_refused(target, scratch, data):
+def test_any_replaced_json_value_is_read_or_rejected(target, scratch, data):
     seed = data.draw(st.sampled_from(TARGETS[target].seeds()))
     prefix, text = (seed[:1], seed[1:]) if seed[:1] < b"\x20" else (b"", seed)
     try:
         good = json.loads(text)
-    except ValueError:  # a part that is no JSON
+    except ValueError:  # not a JSON file
         return
     place = data.draw(st.sampled_from(_places(good)))
     content = json.dumps(_with(good, place, data.draw(_json)))  # NaN and infinities as Python writes them
     read_bytes(target, prefix + content.encode(), scratch)
 
 
-# Inputs that once broke a parser, and some that were thought of.
+# Inputs that once broke a parser, and further special cases.
 
 
 def npz(header: bytes, body: bytes = b"") -> bytes:
-    """Return an .npz whose images have this header."""
+    """Return an .npz file whose images have this header."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         header = header.ljust(118) + b"\n"
@@ -124,10 +125,10 @@ def zip_with_a_name_that_begins_with_nul() -> bytes:
     )
 
 
-def npz_with_a_name_that_is_no_text() -> bytes:
+def npz_with_a_name_that_is_not_utf8() -> bytes:
     content = bytearray(TARGETS["npz"].seeds()[0])
     at = content.index(b"PK\x01\x02")
-    content[at + 9] |= 0x08  # the name is UTF-8, it says
+    content[at + 9] |= 0x08  # the flag for a UTF-8 name
     content[at + 46] = 0xFF
     return bytes(content)
 
@@ -140,39 +141,39 @@ def long_names() -> bytes:
 
 def tiff_with_an_odd_tag() -> bytes:
     content = bytearray(TARGETS["picture"].seeds()[10])
-    at = struct.unpack("<I", content[4:8])[0] + 2  # of the first tag
+    at = struct.unpack("<I", content[4:8])[0] + 2  # start of the first tag
     content[at + 2 : at + 8] = struct.pack("<HI", 5, 1 << 30)
     return bytes(content)
 
 
 EXAMPLES = {
-    "an odd escape in a pickled name, of which pickletools warns": ("unpickler", b"c\\\xc3a\nb\n."),
+    "an odd escape in a pickled name, for which pickletools warns": ("unpickler", b"c\\\xc3a\nb\n."),
     "a pickle of nothing": ("cifar-batch", b"}."),
     "class names with a lone surrogate": ("cifar-batch", pickle.dumps({"data": "\ud800"})),
     "a negative shape whose product fits": ("npz", npz(b"{'descr':'|u1','fortran_order':False,'shape':(-2,-2,1)}", bytes(4))),
     "items of no size": ("npz", npz(b"{'descr':'|S0','fortran_order':False,'shape':(3,)}")),
     "items that are arrays": ("npz", npz(b"{'descr':('<f4',(1000,)),'fortran_order':False,'shape':(0,)}")),
-    "a header in too many brackets": ("npz", npz(b"(" * 5000)),
-    "a header that is no Python": ("npz", npz(b"{'descr':'\n  \n |u1")),
-    "a header that is another type": ("npz", npz(b"{'descr':1,'fortran_order':2,'shape':3}")),
-    "a member's name that is no text": ("npz", npz_with_a_name_that_is_no_text()),
-    "a zip of a version that zipfile does not know": ("tiny-imagenet-zip", zip_of_another_version()),
-    "a zip with a name that begins with NUL": ("tiny-imagenet-zip", zip_with_a_name_that_begins_with_nul()),
+    "a header with too many brackets": ("npz", npz(b"(" * 5000)),
+    "a header that is not Python": ("npz", npz(b"{'descr':'\n  \n |u1")),
+    "a header of another type": ("npz", npz(b"{'descr':1,'fortran_order':2,'shape':3}")),
+    "a member name that is not UTF-8": ("npz", npz_with_a_name_that_is_not_utf8()),
+    "a zip of a version that zipfile does not support": ("tiny-imagenet-zip", zip_of_another_version()),
+    "a zip with a name that starts with NUL": ("tiny-imagenet-zip", zip_with_a_name_that_begins_with_nul()),
     "a PNG chunk that claims gigabytes": ("image-folder", png_chunk_of_gigabytes()),
-    "a TIFF of which Pillow warns": ("picture", tiff_with_an_odd_tag()),
-    "a tar of long names without end": ("cifar-tar", long_names()),
-    "the same, packed": ("cifar-tar-gz", gzip.compress(long_names())),
+    "a TIFF for which Pillow warns": ("picture", tiff_with_an_odd_tag()),
+    "a tar with endless long names": ("cifar-tar", long_names()),
+    "the same, compressed": ("cifar-tar-gz", gzip.compress(long_names())),
     "a key of 3,000 parts": ("recipe", b'name="a"\n[data]\nformat="digits"\n' + b".".join([b"a"] * 3000) + b"=1\n"),
-    "facts of a flow in too many brackets": ("flow", b'\x00{"kind":"lsmix-glow","format_version":1,"facts":' + b"[" * 5000),
-    "facts of a flow that are no text": ("flow", b'\x00{"kind":"lsmix-glow","format_version":1,"facts":{"a":"\xff"}}'),
-    "a record of a shard in too many brackets": ("notes", b"\x00" + b"[" * 5000),
-    "an owner without a number": ("notes", b'\x01{"user":"a","host":"b","process":"c","since":"d"}'),
-    "an owner that is no text": ("notes", b"\x01\xff"),
-    "metrics of no epoch": ("results", b"\x01[]"),
+    "a flow configuration with too many brackets": ("flow", b'\x00{"kind":"lsmix-glow","format_version":1,"facts":' + b"[" * 5000),
+    "a flow configuration that is not UTF-8": ("flow", b'\x00{"kind":"lsmix-glow","format_version":1,"facts":{"a":"\xff"}}'),
+    "a shard record with too many brackets": ("notes", b"\x00" + b"[" * 5000),
+    "a lock owner without a process number": ("notes", b'\x01{"user":"a","host":"b","process":"c","since":"d"}'),
+    "a lock owner that is not UTF-8": ("notes", b"\x01\xff"),
+    "metrics without epochs": ("results", b"\x01[]"),
     "versions that are a list": ("pool", b'\x00{"format_version":1,"environment":{"versions":[1]}}'),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("target", "content"), EXAMPLES.values(), ids=EXAMPLES)
-def test_an_input_that_once_broke_a_parser_is_read_or_refused(target, content, scratch):
+def test_an_input_that_once_broke_a_parser_is_read_or_rejected(target, content, scratch):
     read_bytes(target, content, scratch)

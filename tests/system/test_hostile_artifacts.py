@@ -1,6 +1,7 @@
-"""Artifacts, recipes and exports that were forged to do harm: each command refuses them in one sentence and does nothing else.
+"""Malicious artifacts, recipes and exports: every command rejects them with one error line and has no other effect.
 
-Checksums are recomputed after every change, so that the forgery is refused and not mere damage.
+Checksums are recomputed after every change, so that the malicious content itself is detected and not a checksum
+mismatch.
 """
 
 import hashlib
@@ -21,12 +22,12 @@ from lsmix.data.artifact import read_manifest
 from lsmix.data.atomic import add_checksum
 from lsmix.data.pool import open_pool
 
-MEMORY_BYTES = 128 << 20  # what a refusal may take, imports included; every claim below is far above it
+MEMORY_BYTES = 128 << 20  # limit for a rejection, including imports; all sizes claimed below are far larger
 
 
 @pytest.fixture
 def guarded(tmp_path: Path, command: Callable) -> Callable:
-    """Return a function that runs a command, watched, and returns how it went."""
+    """Return a function that runs a command, checks that it did no harm, and returns its result."""
 
     def call(*words: str | Path, memory: bool = False):
         with watched(tmp_path / "outside", memory=memory) as watch:
@@ -40,7 +41,7 @@ def guarded(tmp_path: Path, command: Callable) -> Callable:
 
 @pytest.fixture
 def pool(finished_workspace: Path, tmp_path: Path) -> Path:
-    """Return a copy of a pool made in latent space."""
+    """Return a copy of a latent-space pool."""
     (made,) = (finished_workspace / "mix").glob("lsmix-*")
     return Path(shutil.copytree(made, tmp_path / "given-pool"))
 
@@ -52,14 +53,14 @@ def flow(finished_workspace: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable) -> None:
-    """Change a JSON file through its Python value, and its checksum if it has one."""
+    """Modify a JSON file through its Python value, and update its checksum if it has one."""
     value = json.loads(path.read_bytes())
     change(value)
     path.write_bytes(sealed_again(value) if "checksum" in value else json.dumps(value).encode())
 
 
 def edited(name: str, change: Callable) -> Callable:
-    """Return a function that changes a JSON file of an artifact."""
+    """Return a function that modifies a JSON file of an artifact."""
     return lambda folder: edit(folder / name, change)
 
 
@@ -71,7 +72,7 @@ def lengthened(name: str) -> Callable:
     return lambda folder: os.truncate(folder / name, 2 * MEMORY_BYTES)
 
 
-POOL_COMMANDS = {  # what follows the name of the pool; NEW is a path beside it
+POOL_COMMANDS = {  # arguments after the pool; NEW is a path next to it
     "show": ("--image", "NEW.png"),
     "show --html": ("--html", "NEW.html"),
     "verify": (),
@@ -95,8 +96,8 @@ def with_path(path: str) -> Callable:
 
 
 FORGED_MANIFESTS = {
-    "up": with_path("../outside/canary"),
-    "up and down": with_path("pool.zarr/../../../outside/canary"),
+    "parent folder": with_path("../outside/canary"),
+    "a subfolder, then parent folders": with_path("pool.zarr/../../../outside/canary"),
     "absolute": with_path("/etc/passwd"),
     "backslashes": with_path("..\\outside\\canary"),
     "NUL": with_path("a\0b"),
@@ -105,28 +106,28 @@ FORGED_MANIFESTS = {
     "escapes in the name": lambda m: m.update(name="\x1b]0;gone\x07"),
     "bidi in the name": lambda m: m.update(name="a\u202eb"),
     "a stage in two lines": lambda m: m.update(stage="mix\nerror: nothing"),
-    "no digest": lambda m: m.update(content_digest="../x"),
-    "no key": lambda m: m.update(cache_key="\x9b1m"),
+    "a path as digest": lambda m: m.update(content_digest="../x"),
+    "an escape as key": lambda m: m.update(cache_key="\x9b1m"),
     "an endless time": lambda m: m.update(seconds=1e300),
     "a negative time": lambda m: m.update(seconds=-1),
     "versions that are a list": lambda m: m.update(environment={"versions": ["a"]}),
     "a huge number": lambda m: m.update(counts={"images": 10**40}),
     "deep counts": lambda m: m.update(counts={"a": json.loads("[" * 200 + "]" * 200)}),
-    "a size beyond all": lambda m: m["files"][0].update(bytes=2**60),
+    "a huge size": lambda m: m["files"][0].update(bytes=2**60),
     "a negative size": lambda m: m["files"][0].update(bytes=-1),
-    "twice the same file": lambda m: m["files"].append(m["files"][0]),
+    "the same file twice": lambda m: m["files"].append(m["files"][0]),
 }
 
 
 @pytest.mark.parametrize("forged", FORGED_MANIFESTS)
-def test_a_forged_manifest_is_refused(forged, pool, guarded):
+def test_a_forged_manifest_is_rejected(forged, pool, guarded):
     edit(pool / "manifest.json", FORGED_MANIFESTS[forged])
     assert_refused(guarded("verify", pool), 5, "manifest.json")
 
 
 @pytest.mark.parametrize("command_name", POOL_COMMANDS)
-@pytest.mark.parametrize("forged", ["up", "escapes in the name"])
-def test_a_forged_manifest_is_refused_by_every_command(forged, command_name, pool, guarded):
+@pytest.mark.parametrize("forged", ["parent folder", "escapes in the name"])
+def test_a_forged_manifest_is_rejected_by_every_command(forged, command_name, pool, guarded):
     edit(pool / "manifest.json", FORGED_MANIFESTS[forged])
     assert_refused(guarded(*words_of(command_name, pool)), 5, "manifest.json")
 
@@ -134,15 +135,15 @@ def test_a_forged_manifest_is_refused_by_every_command(forged, command_name, poo
 UNDECODABLE = {
     "arrays": b"[" * 100_000,
     "1e400": b'{"format_version": 1, "seconds": 1e400}',
-    "no UTF-8": b"\xff\xfe",
+    "not UTF-8": b"\xff\xfe",
     "empty": b"",
-    "a version that is no number": b'{"format_version": true}',
+    "a version that is not a number": b'{"format_version": true}',
     "deep inside": b'{"format_version": 1, "config": ' + b"[" * 5000 + b"}",
 }
 
 
 @pytest.mark.parametrize("content", UNDECODABLE.values(), ids=UNDECODABLE)
-def test_a_manifest_that_cannot_be_decoded_is_refused(content, pool, guarded):
+def test_a_manifest_that_cannot_be_decoded_is_rejected(content, pool, guarded):
     (pool / "manifest.json").write_bytes(content)
     assert_refused(guarded("verify", pool), 5, "manifest.json", "is damaged")
 
@@ -152,7 +153,7 @@ def test_a_manifest_of_gigabytes_is_not_read(pool, guarded):
     assert_refused(guarded("verify", pool, memory=True), 5, "has 4,294,967,296 bytes")
 
 
-def test_of_two_values_of_a_key_the_last_counts(pool, guarded):
+def test_the_last_value_of_a_duplicate_key_is_used(pool, guarded):
     record = json.loads((pool / "manifest.json").read_text())
     (pool / "manifest.json").write_bytes(add_checksum(b'{\n"name": "first",' + plain_json(record)[1:]))
     assert read_manifest(pool).name == "lsmix"
@@ -164,7 +165,7 @@ def test_of_two_values_of_a_key_the_last_counts(pool, guarded):
 
 @pytest.mark.parametrize(
     ("linked", "command_name"),
-    # pull copies files through links: their bytes fit their checksums
+    # pull copies files through links, since their bytes match the checksums
     [("pool.zarr/lam", "verify"), *(("pool.zarr", name) for name in POOL_COMMANDS if name != "pull")],
 )
 def test_a_link_in_place_of_a_folder_is_never_followed(linked, command_name, pool, tmp_path, command):
@@ -195,7 +196,7 @@ def attributes(**values: object) -> Callable:
 
 
 def rows(rows: int, chunk_rows: int) -> Callable:
-    """Return a function that makes all columns claim so many rows."""
+    """Return a function that makes all columns claim ``rows`` rows."""
 
     def claim(metadata) -> None:
         metadata["shape"][0] = rows
@@ -223,7 +224,7 @@ FORGED_COLUMNS = {
 
 
 @pytest.mark.parametrize(("change", "code", "words"), FORGED_COLUMNS.values(), ids=FORGED_COLUMNS)
-def test_impossible_column_metadata_is_refused(change, code, words, pool, guarded):
+def test_impossible_column_metadata_is_rejected(change, code, words, pool, guarded):
     change(pool)
     remake_manifest(pool)
     assert_refused(guarded("verify", pool, memory=True), code, words)
@@ -233,7 +234,7 @@ def test_impossible_column_metadata_is_refused(change, code, words, pool, guarde
 
 
 def tensors(head: bytes, length: int | None = None) -> bytes:
-    """Return a safetensors file with this header, which claims a length."""
+    """Return a safetensors file with this header, which may claim another length."""
     return struct.pack("<Q", len(head) if length is None else length) + head
 
 
@@ -246,7 +247,7 @@ def weights(content: bytes, file_bytes: int = 0) -> Callable:
 
 
 def header(change: Callable) -> Callable:
-    """Return a function that changes the header of the flow's own weights; ``change`` gets two of its tensors."""
+    """Return a function that modifies the header of the flow's weights; ``change`` receives two of its tensors."""
 
     def write(flow: Path) -> None:
         content = (flow / "glow.safetensors").read_bytes()
@@ -285,7 +286,7 @@ FORGED_WEIGHTS = {
 
 
 @pytest.mark.parametrize(("change", "words"), FORGED_WEIGHTS.values(), ids=FORGED_WEIGHTS)
-def test_forged_weights_are_refused(change, words, flow, tmp_path, guarded):
+def test_forged_weights_are_rejected(change, words, flow, tmp_path, guarded):
     change(flow)
     digest = hashlib.sha256((flow / "glow.safetensors").read_bytes()).hexdigest()
     edit(flow / "glow.json", lambda facts: facts.update(weights_sha256=digest))
@@ -301,27 +302,29 @@ FORGED_FLOWS = {
     "images": (edited("glow.json", lambda f: f["config"].update(height=2**40)), 1),
     "escapes": (edited("glow.json", lambda f: f.update(kind="lsmix-\x1b[2J")), 1),
     "deep": (written("glow.json", FLOW + b"[" * 5000), 5),
-    "no UTF-8": (written("glow.json", FLOW + b'{"a":"\xff"}}'), 5),
+    "not UTF-8": (written("glow.json", FLOW + b'{"a":"\xff"}}'), 5),
     "long": (lengthened("glow.json"), 1),
 }
 
 
 @pytest.mark.parametrize(("change", "code"), FORGED_FLOWS.values(), ids=FORGED_FLOWS)
-def test_an_impossible_flow_configuration_is_refused(change, code, flow, tmp_path, guarded):
+def test_an_impossible_flow_configuration_is_rejected(change, code, flow, tmp_path, guarded):
     change(flow)
     remake_manifest(flow)
     assert_refused(guarded("show", flow, "--image", tmp_path / "sheet.png", memory=True), code, "glow.json")
 
 
-def test_a_picture_that_is_no_png_starts_no_program(pool, guarded, tmp_path):
-    """Pillow hands PostScript to Ghostscript, whatever its file name."""
+def test_an_image_that_is_not_png_starts_no_program(pool, guarded, tmp_path):
+    """Pillow runs Ghostscript for PostScript files, regardless of their names."""
     artifact = tmp_path / "naturalness"
     artifact.mkdir()
     (pool / "manifest.json").rename(artifact / "manifest.json")
     (artifact / "sheet.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) run\n")
     edit(artifact / "manifest.json", lambda m: m.update(stage="naturalness", config={"lam": 0.5}))
     remake_manifest(artifact)
-    assert_refused(guarded("show", artifact, "--image", tmp_path / "x.png"), 5, "sheet.png", "is not a PNG")
+    assert_refused(
+        guarded("show", artifact, "--image", tmp_path / "x.png"), 5, "sheet.png", "is damaged or not a PNG file"
+    )
 
 
 # Recipes and plans.
@@ -339,17 +342,17 @@ HOSTILE_RECIPES = {
     "NUL": (RECIPE + 'path = "a\\u0000b"\n', "without NUL"),
     "escapes": (RECIPE + '"\\u001b[2J" = 1\n', "unknown key"),
     "a key twice": (RECIPE + 'format = "digits"\n', "no valid TOML"),
-    "a name that leads out": (RECIPE.replace('"x"', '"../../x"'), "name"),
+    "a path as name": (RECIPE.replace('"x"', '"../../x"'), "name"),
     "many scales": (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
-    "an exit": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is in Python's standard library"),
-    "an import with an effect": (RECIPE + '[classifier]\narchitecture = "antigravity:x"\n', "standard library"),
+    "a function that exits": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is in Python's standard library"),
+    "an import with a side effect": (RECIPE + '[classifier]\narchitecture = "antigravity:x"\n', "standard library"),
     "a file": (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
-    "no text": ("\ufeff\u202e\0", "no valid TOML"),
+    "not text": ("\ufeff\u202e\0", "no valid TOML"),
 }
 
 
 @pytest.mark.parametrize(("text", "words"), HOSTILE_RECIPES.values(), ids=HOSTILE_RECIPES)
-def test_a_hostile_recipe_is_refused(text, words, tmp_path, guarded):
+def test_a_hostile_recipe_is_rejected(text, words, tmp_path, guarded):
     (tmp_path / "my.toml").write_text(text, encoding="utf-8")
     result = guarded("run", tmp_path / "my.toml", "--workspace", tmp_path / "runs", memory=True)
     assert_refused(result, 1, words)
@@ -368,7 +371,7 @@ def test_a_recipe_of_100_megabytes_is_not_read(tmp_path, guarded):
     [b"[" * 100_000, b"{}" + b" " * (2 << 20), b'{"format_version": 1e400}', b'{"format_version": 99}'],
     ids=["deep", "long", "1e400", "newer"],
 )
-def test_a_hostile_plan_is_refused(content, tmp_path, guarded):
+def test_a_hostile_plan_is_rejected(content, tmp_path, guarded):
     (tmp_path / "plan.json").write_bytes(content)
     words = ("--data", "digits", "--workspace", tmp_path / "runs", "--out", tmp_path / "x")
     assert_refused(guarded("rebuild", tmp_path / "plan.json", *words, memory=True), 1, "plan.json")
@@ -378,7 +381,7 @@ def test_a_hostile_plan_is_refused(content, tmp_path, guarded):
 # Exports.
 
 
-def test_an_export_whose_checksums_name_files_outside_is_refused(pool, tmp_path, command, guarded):
+def test_an_export_whose_checksum_file_names_other_files_is_rejected(pool, tmp_path, command, guarded):
     assert command("export", pool, tmp_path / "out", "--format", "hdf5").code == 0
     for line in ("../outside/canary", "/etc/passwd", "\x1b[2J", "y" * 100_000):
         content = f"{'f' * 64}  {line}\n".encode()
@@ -389,7 +392,7 @@ def test_an_export_whose_checksums_name_files_outside_is_refused(pool, tmp_path,
             record.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
         edit(tmp_path / "out" / "manifest.json", list_it)
-        assert_refused(guarded("verify", tmp_path / "out"), 5, "does not fit the manifest beside it")
+        assert_refused(guarded("verify", tmp_path / "out"), 5, "does not match the manifest next to it")
 
 
 def test_a_link_in_an_export_is_never_followed(invented_pool, tmp_path, command, guarded):
@@ -399,7 +402,7 @@ def test_a_link_in_an_export_is_never_followed(invented_pool, tmp_path, command,
     assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; folders of an artifact must not be links")
 
 
-# Words on a page and on a terminal.
+# Text on pages and terminals.
 
 EVIL = '<img src=x onerror=alert(1)> \x1b[2J*a* "b" ]]>'
 
@@ -417,7 +420,7 @@ def test_class_names_are_escaped_on_pages_and_terminals(pool, tmp_path, guarded)
     for text in (page, card):
         assert "<img src=x" not in text
         assert "<script>alert" not in text
-    assert "\x1b" not in card  # which people read on a terminal, too
+    assert "\x1b" not in card  # may be read on a terminal, too
 
 
 def test_escapes_in_the_name_of_a_folder_are_not_printed(tiny_recipe, tiny_workspace, guarded):
@@ -430,7 +433,7 @@ def test_escapes_in_the_name_of_a_folder_are_not_printed(tiny_recipe, tiny_works
         assert "\x07" not in result.out + result.err
 
 
-# Files in a workspace that others may write to.
+# Files in a shared workspace.
 
 OWNERS = (
     b'{"user":"\\u001b[2J","host":"other","process":1,"since":"now"}',
@@ -444,7 +447,7 @@ OWNERS = (
 )
 
 
-def test_status_accepts_any_content_of_a_lock_note(tiny_recipe, tiny_workspace, guarded):
+def test_status_accepts_any_content_of_a_lock_owner_file(tiny_recipe, tiny_workspace, guarded):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     key = read_manifest(pool).cache_key
     (pool / "manifest.json").unlink()
@@ -467,7 +470,7 @@ RECORDS = (
 )
 
 
-def test_status_accepts_any_content_of_shard_records_and_remembered_checksums(tiny_recipe, tiny_workspace, guarded):
+def test_status_accepts_any_content_of_shard_records_and_cached_checksums(tiny_recipe, tiny_workspace, guarded):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     (pool / "manifest.json").unlink()
     (pool / "work/ledger").mkdir(parents=True)
@@ -478,7 +481,7 @@ def test_status_accepts_any_content_of_shard_records_and_remembered_checksums(ti
         assert (result.code, "was interrupted: 0 shards done" in result.out) == (0, True), content[:80]
 
 
-def test_a_report_refuses_results_that_cannot_be_decoded(tiny_recipe, tiny_workspace, guarded):
+def test_a_report_rejects_results_that_cannot_be_decoded(tiny_recipe, tiny_workspace, guarded):
     shutil.rmtree(tiny_workspace / "report")
     cases = [("train/*/metrics.json", content) for content in (b"[" * 100_000, b"\xff", b"{}", b'[{"epoch":1e400}]')]
     for pattern, content in [*cases, ("train/*/predictions.json", b"[]"), ("train-glow/*/log.jsonl", b"[]")]:

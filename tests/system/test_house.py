@@ -1,4 +1,4 @@
-"""Conventions of the code: which package imports which, what starts fast, what is documented, and how long files are."""
+"""Code conventions: import order of packages, fast start-up, documented names, and lengths of files and functions."""
 
 import ast
 import doctest
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("classifiers", "data", "glow", "pipeline")
 ROOT_MODULES = {"__init__", "__main__", "cli"}
-# From the bottom up: a package imports those before it, itself, and no other.
+# From bottom to top: a package may import only itself and the packages before it.
 LAYERS = (
     "data",
     "data.readers",
@@ -61,7 +61,7 @@ def name_of(path: Path) -> str:
 
 @cache
 def imports(path: Path) -> list[tuple[int, str, tuple[str, ...]]]:
-    """Return line, module and names of what a file imports anywhere in it, in functions and for type checkers too."""
+    """Return line, module and names of all imports of a file, including those in functions and for type checkers."""
     found = []
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
@@ -78,7 +78,7 @@ def imports(path: Path) -> list[tuple[int, str, tuple[str, ...]]]:
 
 @cache
 def package_of(module: str) -> str:
-    """Return the package, without "lsmix.", in which a module is defined."""
+    """Return the package in which a module is defined, without "lsmix."."""
     parts = module.split(".")[1:]
     while parts and not ROOT.joinpath(*parts, "__init__.py").is_file():
         parts.pop()
@@ -87,7 +87,7 @@ def package_of(module: str) -> str:
 
 @cache
 def public_names(path: Path) -> list[str] | None:
-    """Return what stands in a file's ``__all__``; None where it has none."""
+    """Return the names in the ``__all__`` of a file, or None if it has none."""
     for node in tree_of(path).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return list(ast.literal_eval(node.value))
@@ -96,7 +96,7 @@ def public_names(path: Path) -> list[str] | None:
 
 def against_one_way(path: Path) -> Iterator[str]:
     here = package_of("lsmix." + ".".join(path.relative_to(ROOT).with_suffix("").parts))
-    for line, module, _ in imports(path) if here else ():  # the root package and the command line import what they like
+    for line, module, _ in imports(path) if here else ():  # the root package and the command line may import everything
         if module.startswith("lsmix."):
             there = package_of(module)
             if LAYERS.index(there) > LAYERS.index(here) or (here, there) in INDEPENDENT:
@@ -113,7 +113,7 @@ def against_homes(path: Path) -> Iterator[str]:
 def against_private_imports(path: Path) -> Iterator[str]:
     for line, module, names in imports(path):
         home = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
-        is_module = module.startswith("lsmix.") and home.is_file()  # else a package, from which a module is taken
+        is_module = module.startswith("lsmix.") and home.is_file()  # otherwise a module is imported from a package
         if is_module and (private := set(names) - set(public_names(home) or ())):
             yield f"{line}: not in __all__ of {name_of(home)}: {private}"
 
@@ -121,9 +121,9 @@ def against_private_imports(path: Path) -> Iterator[str]:
 def against_documented_names(path: Path) -> Iterator[str]:
     tree, public = tree_of(path), public_names(path)
     if not ast.get_docstring(tree):
-        yield "it has no docstring"
+        yield "the file has no docstring"
     if not public and path.name not in ("__init__.py", "__main__.py"):
-        yield "it has no __all__"
+        yield "the file has no __all__"
     for node in tree.body:
         is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in (public or ())
         if is_public and not ast.get_docstring(node):
@@ -132,32 +132,32 @@ def against_documented_names(path: Path) -> Iterator[str]:
 
 def against_sizes(path: Path) -> Iterator[str]:
     if (lines := path.read_text(encoding="utf-8").count("\n")) > 500:
-        yield f"it has {lines} lines, not at most 500"
+        yield f"the file has {lines} lines, the limit is 500"
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
-            yield f"{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines, not at most 80"
+            yield f"{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines, the limit is 80"
 
 
 def against_plain_names(path: Path) -> Iterator[str]:
     if path.stem in ("utils", "util", "helpers", "common", "misc"):
-        yield "its name does not say what it holds"
+        yield "the file name does not describe its content"
     for word in ("TODO", "FIXME", "NotImplementedError"):
         if word in path.read_text(encoding="utf-8"):
             yield f"{word} is unfinished work"
 
 
 RULES = {
-    "imports point one way": against_one_way,
+    "packages import only lower packages": against_one_way,
     "click and Dask are imported by few files": against_homes,
     "only public names are imported": against_private_imports,
     "files and public names are documented": against_documented_names,
     "files and functions are short": against_sizes,
-    "nothing is vague or unfinished": against_plain_names,
+    "file names are clear and no work is unfinished": against_plain_names,
 }
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_file_keeps_the_rules(rule):
+def test_every_file_follows_the_rules(rule):
     broken = [f"{name_of(path)}: {finding}" for path in SOURCES for finding in RULES[rule](path)]
     assert not broken, "\n".join([rule, *broken])
 
@@ -170,21 +170,21 @@ def test_every_package_is_listed_and_no_other_module_is_at_the_root():
     assert {path.stem for path in ROOT.glob("*.py")} == ROOT_MODULES
     for folder in ROOT.iterdir():  # a new package must be added to PACKAGES and LAYERS above
         if (folder / "__init__.py").is_file():
-            assert folder.name in (*PACKAGES, "benchmarks")  # which are run from the checkout only
+            assert folder.name in (*PACKAGES, "benchmarks")  # benchmarks are run from the checkout only
 
 
 def loaded_by(code: str) -> set[str]:
-    """Return the top-level modules that a fresh interpreter has loaded after running ``code``."""
-    tell = "import sys, json; sys.stderr.write('\\n' + json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{tell}"], capture_output=True, text=True, check=True)
+    """Return the top-level modules that a new interpreter has loaded after running ``code``."""
+    report = "import sys, json; sys.stderr.write('\\n' + json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
-def test_nothing_heavy_is_imported_before_it_is_needed():
+def test_heavy_packages_are_imported_only_when_needed():
     assert not loaded_by("import lsmix, lsmix.data.pool, lsmix.cli, lsmix.pipeline.api") & HEAVY
 
 
-def test_help_and_init_answer_without_numpy():
+def test_help_and_init_do_not_import_numpy():
     code = (
         "import sys\n"
         "from lsmix.cli import main\n"

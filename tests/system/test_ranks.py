@@ -1,4 +1,4 @@
-"""Ranks of torchrun train what one process trains, write once, and end together."""
+"""Ranks of torchrun train the same models as one process, write files once, and end together."""
 
 import json
 import os
@@ -26,12 +26,12 @@ from lsmix.data.loaders.array_loader import ArrayLoader
 from lsmix.data.loaders.ranks import Ranks
 from lsmix.pipeline.engine import torchrun
 
-EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 sums in another order, over a few updates
+EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 sums in another order, after a few updates
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # the same in float32
 
 
 def start(*words: str | Path, rank: int, port: int) -> "subprocess.Popen[str]":
-    """Start a process as torchrun does."""
+    """Start a process like torchrun does."""
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
@@ -53,7 +53,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """Return the folder of two_ranks.py, and what each rank found; it resumed what one process begins here."""
+    """Run two_ranks.py, which also resumes training started here; return its folder and each rank's results."""
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
     begun = flow()
     losses(begun, 3)
@@ -67,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     return folder, [json.loads((folder / f"{rank}.json").read_bytes()) for rank in range(2)]
 
 
-def test_a_flow_takes_the_steps_of_one_process(trained):
+def test_two_ranks_train_a_flow_like_one_process(trained):
     folder, (first, second) = trained
     expected = losses(flow())
     assert first["flow"] == second["flow"]
@@ -76,7 +76,7 @@ def test_a_flow_takes_the_steps_of_one_process(trained):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_another_number_of_ranks_resumes_a_flow(trained):
+def test_a_flow_can_be_resumed_with_another_number_of_ranks(trained):
     folder, (first, _) = trained
     expected = losses(flow())[3:]
     np.testing.assert_allclose(first["flow resumed"], expected, **EXACT)
@@ -85,7 +85,7 @@ def test_another_number_of_ranks_resumes_a_flow(trained):
     np.testing.assert_allclose(losses(alone, STEPS - 3), expected, **EXACT)
 
 
-def test_recorded_steps_are_the_plain_ones_and_nothing_is_sent_in_a_recording(trained):
+def test_recorded_steps_equal_plain_steps_and_recordings_contain_no_communication(trained):
     _, (first, second) = trained
     assert first["flow recorded"] == second["flow recorded"]
     np.testing.assert_allclose(first["flow recorded"], first["flow"], rtol=1e-7)  # the learning rate is float32
@@ -93,7 +93,7 @@ def test_recorded_steps_are_the_plain_ones_and_nothing_is_sent_in_a_recording(tr
 
 
 def two_parts(epochs: range, begun: Path | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Train in one process with batch-norm statistics and dropout for each half of a batch; return losses and state."""
+    """Train in one process, with own batch-norm statistics and dropout per half batch; return losses and state."""
     halves, source, found = [classifier(), classifier()], ArrayLoader(IMAGES, LABELS, 16), []
     if begun:
         for half in halves:
@@ -152,7 +152,7 @@ def test_one_process_resumes_a_classifier(trained):
     assert epochs(alone, 1)[0][1:] == [3, 41]
 
 
-def test_two_ranks_resume_a_classifier_that_one_process_began(trained):
+def test_two_ranks_resume_a_classifier_started_by_one_process(trained):
     folder, (first, second) = trained
     expected, _ = two_parts(range(1, 2), folder / "classifier-one.safetensors")
     assert first["classifier resumed"] == second["classifier resumed"]
@@ -164,7 +164,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_first_rank_broadcasts(trained):
     assert all(rank["stopped"] and rank["broadcast"] == 5 for rank in found)
 
 
-def test_batches_that_the_ranks_cannot_divide_are_refused_before_any_work(monkeypatch):
+def test_batches_that_cannot_be_divided_among_the_ranks_are_rejected_before_any_work(monkeypatch):
     monkeypatch.setattr(torchrun, "_joined", [Ranks(size=3)])
     torchrun.check_ranks("flow.training.batch_size", 9, last_batch=3)
     for numbers, text in (((8,), "batches of 8 images cannot"), ((9, 2), "leaves a last batch of 2, cannot")):
@@ -181,7 +181,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_all_and_torchrun_goes_on(recipe):
+def test_a_killed_rank_ends_all_ranks_and_torchrun_resumes(recipe):
     words = ("-m", "lsmix", "train", recipe, "--workspace", recipe.parent / "runs", "--device", "cpu")
     port = free_port()
     processes = [start(*words, rank=rank, port=port) for rank in range(2)]
@@ -191,7 +191,7 @@ def test_a_killed_rank_ends_all_and_torchrun_goes_on(recipe):
     processes[1].send_signal(signal.SIGKILL)
     printed, errors = processes[0].communicate(timeout=60)
     assert (processes[0].returncode, printed) == (1, "")
-    assert "error: another rank ended, so this one ends, too." in errors
+    assert "error: another rank exited, so this rank stops too." in errors
     processes[1].communicate()
 
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -203,11 +203,11 @@ def test_a_killed_rank_ends_all_and_torchrun_goes_on(recipe):
     for stage, world_size in (("ingest", 1), ("train-glow", 2), ("encode", 1), ("train", 2)):
         (folder,) = (recipe.parent / "runs" / stage).iterdir()
         assert read_manifest(folder).environment["world_size"] == world_size
-    (ours,) = (recipe.parent / "runs" / "train-glow").iterdir()
+    (two_ranks,) = (recipe.parent / "runs" / "train-glow").iterdir()
     logs = [
         [json.loads(line)["loss_bits_per_dim"] for line in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (ours, alone["train-glow"].folder)
+        for folder in (two_ranks, alone["train-glow"].folder)
     ]
     assert len(logs[0]) == 60
-    np.testing.assert_allclose(logs[0], logs[1], rtol=1e-3)  # over 60 updates; the first ones are closer
+    np.testing.assert_allclose(logs[0], logs[1], rtol=1e-3)  # differences grow over 60 updates
     np.testing.assert_allclose(logs[0][:5], logs[1][:5], **CLOSE)

@@ -1,4 +1,4 @@
-"""The documentation site: it builds strictly, has a page for everything, loads nothing from other hosts, and its notebook runs."""
+"""The documentation site builds in strict mode, is complete, loads nothing from other hosts, and its notebook runs."""
 
 import ast
 import importlib.util
@@ -38,7 +38,7 @@ def in_nav(nav: Any) -> Iterator[str]:
 
 
 def module_at(path: Path) -> ModuleType:
-    """Return a file of docs/ as a module, which it is not for anybody else."""
+    """Import a file of docs/, which is not a package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -57,31 +57,31 @@ def notebook() -> dict[str, Any]:
     return content
 
 
-# Pages and pictures.
+# Pages and images.
 
 
-def test_every_page_stands_once_in_the_navigation_and_every_entry_is_a_page():
+def test_every_page_is_in_the_navigation_once_and_every_entry_is_a_page():
     entries = list(in_nav(SETTINGS["nav"]))
     assert len(entries) == len(set(entries))
-    ours = {entry for entry in entries if not entry.startswith("repository/")}
-    assert ours == {path.relative_to(DOCS).as_posix() for path in PAGES} | {"tutorial.md"}
-    for entry in set(entries) - ours:
+    inside = {entry for entry in entries if not entry.startswith("repository/")}
+    assert inside == {path.relative_to(DOCS).as_posix() for path in PAGES} | {"tutorial.md"}
+    for entry in set(entries) - inside:
         assert (ROOT / entry.removeprefix("repository/").replace("readme.md", "README.md")).is_file(), entry
 
 
-def test_there_are_the_four_kinds_of_documentation():
+def test_the_navigation_has_the_four_kinds_of_documentation():
     kinds = ["Home", "Tutorial", "How-to", "Reference", "Explanation"]
     assert [next(iter(entry)) for entry in SETTINGS["nav"]] == kinds
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_pictures_exist_and_are_described(page):
+def test_images_exist_and_have_alternative_texts(page):
     for described, picture in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / picture).is_file()
-        assert len(described) > 20, f"{picture} needs a description for people who cannot see it"
+        assert len(described) > 20, f"{picture} needs an alternative text"
 
 
-def test_pictures_are_small_and_drawn_by_the_program():
+def test_images_are_small_and_drawn_by_make_pictures():
     made = module_at(DOCS / "make_pictures.py")
     files = sorted(made.FOLDER.iterdir())
     assert {path.name for path in files} == {"order.png", *made.DRAWN_BY_FIGURE}
@@ -91,18 +91,18 @@ def test_pictures_are_small_and_drawn_by_the_program():
             assert picture.format == "PNG"
 
 
-def test_the_picture_of_the_order_is_up_to_date():
+def test_the_image_of_the_latent_order_is_up_to_date():
     made = module_at(DOCS / "make_pictures.py")
     with Image.open(io.BytesIO(made.order_picture())) as new, Image.open(made.FOLDER / "order.png") as old:
         assert new.size == old.size
-        below = np.asarray(new)[40:, 140:], np.asarray(old)[40:, 140:]  # titles depend on the version of FreeType
+        below = np.asarray(new)[40:, 140:], np.asarray(old)[40:, 140:]  # titles depend on the FreeType version
     np.testing.assert_array_equal(*below)
 
 
 # The hooks.
 
 
-def test_links_lead_to_the_sites_own_pages():
+def test_repository_links_become_links_to_pages_of_the_site():
     rewritten = hook("repository_pages").rewritten
     known = {"tutorial.md", "maths.md", "api/data/pool.md", "repository/readme.md"}
     text = "[a](tutorial.ipynb) [b](maths.md#bits) [c](../data/pool.py) [d](../README.md) [e](../LICENSE) [f](https://x.org)"
@@ -118,7 +118,7 @@ def test_links_lead_to_the_sites_own_pages():
 
 def test_a_broken_link_fails_the_build():
     rewritten = hook("repository_pages").rewritten
-    with pytest.raises(Exception, match=r"docs/how\.md: the link to '\.\./nothing\.md' leads to nothing"):
+    with pytest.raises(Exception, match=r"docs/how\.md: broken link to '\.\./nothing\.md'"):
         rewritten("[n](../nothing.md)", "how.md", set())
 
 
@@ -137,7 +137,7 @@ def test_a_notebook_becomes_a_page():
     assert pictures == {"n-1.png": b"\0\0\0"}
 
 
-def test_the_comment_behind_a_field_documents_it():
+def test_the_comment_after_a_field_documents_it():
     pytest.importorskip("griffe", reason="needs pip install --group docs")
     comment = hook("docstrings").comment_behind
     assert comment(["    bits: int = 5  # of a pixel, 1 to 8"]) == "of a pixel, 1 to 8"
@@ -167,7 +167,7 @@ def site(tmp_path_factory):
 
 
 def places(site: Path) -> dict[str, str]:
-    """Return the page of every name that the site's inventory has."""
+    """Return the page of every name in the inventory of the site."""
     header = rb"^(?:#.*\n){4}"
     text = zlib.decompress(re.sub(header, b"", (site / "objects.inv").read_bytes(), count=1)).decode()
     return {line.split(" ")[0]: line.split(" ")[3] for line in text.splitlines()}
@@ -193,7 +193,7 @@ def _public_names(path: Path) -> list[str]:
     return []
 
 
-def test_pages_of_the_api_show_signatures_and_docstrings(site):
+def test_api_pages_show_signatures_and_docstrings(site):
     text = re.sub("<[^>]+>", "", (site / "api" / "index.html").read_text(encoding="utf-8"))
     signature = r"open_pool\(\s*path: Path \| str \| Artifact,\s*\*,\s*check_crc: bool = True,.*?\)\s*-&gt; Pool"
     assert re.search(signature, text, re.DOTALL)
@@ -216,7 +216,7 @@ def test_nothing_is_loaded_from_other_hosts(site):
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 
-def test_the_site_holds_no_paths_of_this_machine(site):
+def test_the_site_contains_no_paths_of_this_machine(site):
     for page in site.rglob("*.html"):
         assert str(ROOT) not in page.read_text(encoding="utf-8"), page
 
@@ -224,7 +224,7 @@ def test_the_site_holds_no_paths_of_this_machine(site):
 # The notebook.
 
 
-def test_the_notebook_holds_nothing_that_changes_each_time():
+def test_the_notebook_contains_nothing_that_changes_on_each_run():
     assert set(notebook()["metadata"]) == {"kernelspec"}
     assert (DOCS / "tutorial.ipynb").stat().st_size < 60_000
     for cell in notebook()["cells"]:
@@ -238,8 +238,8 @@ def kinds(cells: list[Any]) -> list[list[tuple[str, list[str]]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # of pyzmq, jupyter_client and asyncio, which we cannot fix
-def test_the_notebook_runs_and_gives_its_stored_outputs(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("default")  # from pyzmq, jupyter_client and asyncio, which lsmix cannot fix
+def test_the_notebook_runs_and_reproduces_its_stored_outputs(tmp_path, monkeypatch):
     for name in ("nbclient", "ipykernel"):
         pytest.importorskip(name, reason="needs pip install --group test")
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):

@@ -1,4 +1,4 @@
-"""The wheel, in an environment of its own: what works from the checkout must work from what users install."""
+"""The wheel, installed in its own environment, works like the checkout."""
 
 import importlib.metadata
 import os
@@ -23,7 +23,7 @@ ROOT_FILES = ("__init__.py", "__main__.py", "cli.py", "py.typed", "pyproject.tom
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build the wheel from a copy of the checkout, so that nothing is left behind in it and nothing old gets in."""
+    """Build the wheel from a copy, so that the build leaves nothing in the checkout and packs no stale files."""
     pytest.importorskip("build")
     copy = tmp_path_factory.mktemp("source")
     for name in ROOT_FILES:
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory):
 
 
 def base_distributions(packages):
-    """Return the installed distributions that the wheel in a folder of packages requires, without extras."""
+    """Return the installed distributions that the wheel requires without extras."""
     (wheel,) = importlib.metadata.distributions(name="lsmix", path=[str(packages)])
     found, names = {}, [Requirement(one).name for one in wheel.requires if "extra ==" not in one]
     while names:
@@ -53,7 +53,7 @@ def base_distributions(packages):
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """Make an environment with the wheel and links to the packages that it requires, and no others."""
+    """Create an environment with only the wheel and links to the packages that it requires."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
@@ -62,14 +62,14 @@ def environment(wheel, tmp_path_factory):
     (packages,) = folder.glob("lib/python*/site-packages")
     for distribution in base_distributions(packages).values():
         for name in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
-            if not (packages / name).exists():  # such as the folder of a namespace package that two share
+            if not (packages / name).exists():  # two distributions may share a namespace package
                 (packages / name).symlink_to(distribution.locate_file(name))
     return folder
 
 
 @pytest.fixture
 def ask(environment, tmp_path):
-    """Return a function that runs a program of the environment in an empty folder and returns its output."""
+    """Return a function that runs a program of the environment in an empty folder, and returns its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
     def run(program: str, *arguments: str, code: int = 0) -> str:
@@ -81,7 +81,7 @@ def ask(environment, tmp_path):
     return run
 
 
-def test_the_wheel_holds_every_module_recipe_and_template_and_nothing_else(wheel):
+def test_the_wheel_contains_every_module_recipe_and_template_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "cli.py", ROOT / "py.typed"]
@@ -134,7 +134,9 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-def test_the_base_packages_have_all_public_names_make_a_pool_verify_it_and_train_on_it(ask, environment, tmp_path):
+def test_without_extras_all_public_names_work_and_a_pool_can_be_made_verified_and_trained_on(
+    ask, environment, tmp_path
+):
     recipe = factory.TINY_RECIPE.replace("limit = 330", "limit = 100").replace("iterations = 40", "iterations = 4")
     (tmp_path / "tiny.toml").write_text(recipe, encoding="utf-8")
     file, *printed = ask("python", "-c", USE, str(ROOT / "examples" / "plain_pytorch.py")).splitlines()

@@ -1,4 +1,4 @@
-"""The two ranks of test_ranks.py: they train a flow and a classifier, and resume what one process began."""
+"""The two ranks of test_ranks.py: they train a flow and a classifier, and resume training that one process started."""
 
 import os
 import sys
@@ -27,26 +27,26 @@ IMAGES, LABELS = DRAW.integers(0, 256, (41, 8, 8, 1), dtype=np.uint8), DRAW.inte
 
 
 def flow(ranks: Ranks = ALONE, seed: int = 0) -> FlowTrainer:
-    """Return a trainer that augments, warms up, clips, and initialises itself from its first batch, in float64."""
+    """Return a float64 trainer with augmentation, warm-up, clipping and initialization from the first batch."""
     config = FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)
     training = FlowTraining(batch_size=8, learning_rate=1e-3, warmup=3, grad_clip=5.0)
     return FlowTrainer(Flow(config, seed=seed).double(), training, IMAGES, ranks)
 
 
 def losses(trainer: FlowTrainer, steps: int = STEPS) -> list[list[float]]:
-    """Return losses and gradient norms of some steps."""
+    """Return losses and gradient norms of ``steps`` steps."""
     return [[step.loss_bits_per_dim, step.grad_norm] for step in (trainer.step() for _ in range(steps))]
 
 
 def classifier(ranks: Ranks = ALONE, seed: int = 0) -> ClassifierTrainer:
-    """Return a trainer with dropout, batch norm and mixes, whose last batch of 9 is divided unequally."""
+    """Return a trainer with dropout, batch norm and mixes, whose last batch of 9 is split unequally."""
     config = ClassifierTraining(width=8, batch_size=16, optimiser="sgd", learning_rate=0.01, grad_clip=5.0, translate=1)
     mixes = [PixelMix(method="cutmix")]
     return ClassifierTrainer(config, 3, (8, 8, 1), seed, mixes=lambda epoch, index: mixes, ranks=ranks)
 
 
 def epochs(trainer: ClassifierTrainer, count: int) -> list[list[float]]:
-    """Return losses, updates and images of some epochs."""
+    """Return losses, updates and images of ``count`` epochs."""
     source = ArrayLoader(IMAGES, LABELS, 16, rank=0, world_size=1)
     return [[one.loss, one.updates, one.images] for one in (trainer.run_epoch(source) for _ in range(count))]
 

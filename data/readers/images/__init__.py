@@ -1,1 +1,1 @@
-"""Data sets of image files: listing them, and decoding them to rows of one size."""
+"""Readers of data sets of image files, which list the files and decode them to arrays of one size."""

@@ -1,4 +1,4 @@
-"""Labels of image files in a table: CSV, TSV or JSON lines with a column of file names and one of labels."""
+"""Tables with labels of image files: CSV, TSV or JSON lines with a column of file names and a column of labels."""
 
 import csv
 import io
@@ -25,10 +25,11 @@ _SPLIT_COLUMN = "split"
 def read_table(
     tree: FileTree, table: str, images: Sequence[str], config: ImageConfig, *, required: bool, report: SourceReport
 ) -> list[Labelled] | None:
-    """Return the images that a table names, in its order.
+    """Return the images that a table lists, in its order.
 
-    File names are relative to the table's folder; a name without folders or without an ending is also found elsewhere
-    if it is there only once. Lines whose image is missing stay in the list, so that they are reported as unreadable.
+    File names are relative to the table's folder or to the root. A name without folders, with or without its extension,
+    may also refer to an image in any folder if the name is unique. Rows whose image is missing are kept, so that the
+    image is later reported as unreadable.
 
     Args:
         tree: the files.
@@ -36,10 +37,10 @@ def read_table(
         images: names of all images.
         config: names of the columns.
         required: whether missing columns are an error; otherwise None is returned.
-        report: gets lines without a label.
+        report: receives the rows without a label.
 
     Raises:
-        SourceError: it is no table, or a column is missing.
+        SourceError: the table cannot be parsed, or a column is missing.
     """
     columns, rows = _parse(tree, table)
     missing = [name for name in (config.file_column, config.label_column) if name not in columns]
@@ -63,7 +64,7 @@ def read_table(
 
 
 def suggested_fields(tree: FileTree, table: str, images: Sequence[str]) -> dict[str, str]:
-    """Return the fields of a recipe that name a table and its columns, if it lists images; {} otherwise."""
+    """Return the recipe settings that select a table and its columns if it lists images; {} otherwise."""
     try:
         columns, rows = _parse(tree, table)
     except SourceError:
@@ -79,7 +80,7 @@ def suggested_fields(tree: FileTree, table: str, images: Sequence[str]) -> dict[
 
 
 class _Finder:
-    """Finds the image that a table calls by some name."""
+    """Finds images by their file names in a table."""
 
     def __init__(self, folder: str, images: Sequence[str]) -> None:
         self._folder = folder
@@ -91,7 +92,7 @@ class _Finder:
                 self._short.setdefault(short, []).append(image)
 
     def __call__(self, name: str) -> str:
-        """Return the name in the tree; of a missing image, the name that it should have."""
+        """Return the name in the tree; for a missing image, the expected name."""
         here = normpath(f"{self._folder}/{name}")
         for candidate in (here, normpath(name)):
             if candidate in self._known:
@@ -107,12 +108,12 @@ def _parse(tree: FileTree, table: str) -> tuple[list[str], list[Mapping[str, Any
             lines = [msgspec.json.decode(line, type=dict[str, Any]) for line in text.splitlines() if line.strip()]
             return list(dict.fromkeys(name for line in lines for name in line)), list(lines)
         head = text.partition("\n")[0]
-        separator = ";" if ";" in head and "," not in head else ","  # as spreadsheets write it in some languages
+        separator = ";" if ";" in head and "," not in head else ","  # spreadsheets write ";" in some languages
         reader = csv.DictReader(io.StringIO(text), delimiter="\t" if table.lower().endswith(".tsv") else separator)
         rows: list[Mapping[str, Any]] = list(reader)
         return list(reader.fieldnames or []), rows
     except (ValueError, csv.Error, msgspec.DecodeError, RecursionError) as error:
-        raise SourceError(f"{tree.label(table)} is no table of labels ({error}). Correct it.") from error
+        raise SourceError(f"{tree.label(table)} is not a valid table of labels ({error}). Correct it.") from error
 
 
 def _text(value: Any) -> str:

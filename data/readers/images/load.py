@@ -1,7 +1,7 @@
-"""Decoding the images of a listing in a pool of threads, row by row onto the disk, so that memory stays small.
+"""Decode the images of a listing in a pool of threads.
 
-Pillow releases Python's lock while it decodes and resizes. Rows go to an unnamed temporary file, from which
-``dataset_writer`` copies the chosen ones.
+Threads are effective because Pillow releases the GIL while it decodes and resizes. To limit memory, decoded rows are
+written to an unnamed temporary file, from which ``dataset_writer`` copies the selected ones.
 """
 
 import os
@@ -36,12 +36,12 @@ from lsmix.data.readers.source_images import (
 
 __all__ = ["load_images", "resize_arrays", "summarise_images"]
 
-_AHEAD = 4  # images that wait for each thread, or to be written
-_MOST_THREADS = 32
-_SAMPLED = 300  # images whose sizes are looked at for a summary
-_NAMED = 20  # unreadable images named in an error
-_SIZES = 5  # sizes named in an error
-_COMMON_SIDES = (64, 32, 16, 8)  # suggested sizes
+_AHEAD = 4  # images per thread that are queued, decoded or waiting to be written
+_MAX_THREADS = 32
+_SAMPLED = 300  # images whose sizes are read for a summary
+_NAMED = 20  # unreadable images listed in an error
+_SIZES = 5  # sizes listed in an error
+_COMMON_SIDES = (64, 32, 16, 8)  # sizes to suggest
 _Decoded = Picture | ImageError
 
 
@@ -58,14 +58,14 @@ def load_images(
 
     Args:
         listing: the images.
-        config: size and background, and whether unreadable images are left out.
-        progress: counts images.
-        label: what the work is called there.
-        folder: where to put the temporary file; None for the system's folder.
+        config: size, background, and handling of unreadable images.
+        progress: progress reporter; it counts images.
+        label: label for progress reports.
+        folder: folder for the temporary file; None for the system's temporary folder.
         check: called with the labels of each split and the class names before the first image is decoded.
 
     Raises:
-        SourceError: images are unreadable and ``config.on_error`` is "stop", or have several sizes.
+        SourceError: an image is unreadable and ``config.on_error`` is "stop", or the images have different sizes.
     """
     if check:
         check(_labels(listing), listing.class_names)
@@ -80,15 +80,15 @@ def load_images(
 
 
 def summarise_images(listing: ImageListing, name: str) -> SourceSummary:
-    """Return what a listing of a format holds, with the sizes of some of its images."""
+    """Return a summary of a listing in the format ``name``, with the sizes of a sample of its images."""
     step = -(-len(listing.entries) // _SAMPLED)
     with _strict_pillow():
-        some = [_decode_entry(listing, entry, ImageConfig(), size_only=True) for entry in listing.entries[::step]]
+        sample = [_decode_entry(listing, entry, ImageConfig(), size_only=True) for entry in listing.entries[::step]]
     return SourceSummary(
         format=name,
         labels=_labels(listing),
         class_names=listing.class_names,
-        sizes=Counter(found.pixels.shape[:2] for found in some if isinstance(found, Picture)),
+        sizes=Counter(found.pixels.shape[:2] for found in sample if isinstance(found, Picture)),
         channels=3,
         licence=listing.licence,
         citation=listing.citation,
@@ -104,13 +104,13 @@ def _labels(listing: ImageListing) -> dict[str, npt.NDArray[np.int64]]:
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow thinks of a file's metadata
+        warnings.simplefilter("ignore")  # Pillow warns about unusual metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def resize_arrays(published: PublishedData, config: ImageConfig) -> PublishedData:
-    """Bring a data set that was read as arrays to ``config.target``."""
+    """Resize the images of a data set that was read as arrays to ``config.target``."""
     splits = {
         name: Split(resize_pixels(split.images, config), split.labels) for name, split in published.splits.items()
     }
@@ -118,9 +118,9 @@ def resize_arrays(published: PublishedData, config: ImageConfig) -> PublishedDat
 
 
 def _decode_all(listing: ImageListing, config: ImageConfig, rows: "_Rows") -> Iterator[tuple[ImageEntry, _Decoded]]:
-    """Yield every entry with what it decodes to, in order; a stop ends the threads after their current image."""
+    """Yield every entry with its decoded image, in order. After an interrupt, threads finish only the current image."""
     threads = min(
-        _MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     with ThreadPoolExecutor(threads, "lsmix-decode") as pool:
         entries, waiting = iter(listing.entries), deque[tuple[ImageEntry, Future[_Decoded]]]()
@@ -149,12 +149,12 @@ def _decode_entry(listing: ImageListing, entry: ImageEntry, config: ImageConfig,
 
 
 class _Rows:
-    """The rows decoded so far, in a file, and what became of the others."""
+    """Collects decoded images in a file, and the errors and sizes of all images."""
 
     def __init__(self, file: IO[bytes], listing: ImageListing, config: ImageConfig) -> None:
         self._file, self._listing, self._config = file, listing, config
         self._labels: dict[str, list[int]] = {}
-        self._errors: dict[tuple[str, str], list[str]] = {}  # names by reason and advice
+        self._errors: dict[tuple[str, str], list[str]] = {}  # file names by reason and advice
         self._sizes: Counter[tuple[int, ...]] = Counter()
         self._examples: dict[tuple[int, ...], str] = {}
         self._frames: list[str] = []
@@ -164,11 +164,11 @@ class _Rows:
 
     @property
     def several_sizes(self) -> bool:
-        """Whether the images cannot become rows, so that only their sizes are still of interest."""
+        """Whether the images differ in size, which is an error, so that only sizes need to be read from then on."""
         return len(self._sizes) > 1
 
     def add(self, entry: ImageEntry, decoded: _Decoded) -> None:
-        """Take in the next entry."""
+        """Add the next entry."""
         if isinstance(decoded, ImageError):
             self._errors.setdefault((decoded.reason, decoded.advice), []).append(entry.name)
             return
@@ -187,11 +187,11 @@ class _Rows:
         self._file.write((pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, 2)).tobytes())
 
     def published(self) -> PublishedData:
-        """Return all rows as splits: one channel if all images are grey, else three."""
+        """Return all rows as splits, with one channel if all images are grey, else three."""
         self._check_errors()
         self._check_sizes()
         if "train" not in self._labels:
-            raise SourceError("no training images are left. Check data.path.")
+            raise SourceError("no training images could be read. Check data.path.")
         self._note()
         self._file.flush()
         count = sum(map(len, self._labels.values()))
@@ -233,22 +233,22 @@ class _Rows:
                     f" Each of these {len(names):,} {reason}: {', '.join(shown)}. {advice.replace(' it', ' them')}"
                 )
             left = max(0, left - len(names))
-        return f'{count:,} images cannot be used.{groups} Or leave them out: data.on_error = "skip".'
+        return f'{count:,} images cannot be used.{groups} To leave them out, set data.on_error = "skip".'
 
     def _check_sizes(self) -> None:
         if not self.several_sizes:
             return
         common = self._sizes.most_common(_SIZES)
         shown = ", ".join(
-            f"{width}×{height} ({count:,}, such as {self._listing.label(self._examples[height, width])})"
+            f"{width}×{height} ({count:,}, for example {self._listing.label(self._examples[height, width])})"
             for (height, width), count in common
         )
         more = f" and {len(self._sizes) - _SIZES:,} more sizes" if len(self._sizes) > _SIZES else ""
         least = min(min(size) for size in self._sizes)
         side = next((side for side in _COMMON_SIDES if side <= least), least)
         raise SourceError(
-            f"images differ in size (width×height): {shown}{more}. Add a line such as 'size = {side}' to [data], which "
-            "brings all to one size."
+            f"images differ in size (width×height): {shown}{more}. Add a line such as 'size = {side}' to [data] to "
+            "resize all images."
         )
 
     def _note(self) -> None:
@@ -256,8 +256,8 @@ class _Rows:
         report.used = {split: len(labels) for split, labels in self._labels.items()}
         if self._frames:
             report.notes.append(
-                f"files with several frames, of which the first is used: {len(self._frames):,} "
+                f"only the first frame was used of files with several frames: {len(self._frames):,} "
                 f"({', '.join(self._frames[:3])}{', …' if len(self._frames) > 3 else ''})"
             )
         if self._enlarged:
-            report.notes.append(f"images smaller than data.size, which were enlarged: {self._enlarged:,}")
+            report.notes.append(f"images smaller than data.size were enlarged: {self._enlarged:,}")

@@ -1,6 +1,7 @@
-"""Images that Python code holds, in place of files: arrays, or data sets of (image, label) such as those of torchvision.
+"""Data sets passed as Python objects: arrays, or data sets of (image, label) pairs such as those of torchvision.
 
-A first pass over them takes the checksum that keys the data set; a second one, if there is work to do, reads the images.
+A first pass computes the checksum of the data, which becomes part of the cache key. A second pass reads the images, if
+the data set is not cached.
 """
 
 import hashlib
@@ -27,32 +28,33 @@ __all__ = ["MemorySource"]
 
 _NAMES = "class_names"
 _FOR_FILES = ("path", "format", "download", "labels", "extra", "labels_file", "file_column")
-_EXPECTED = "expected (images, labels), a data set of (image, label), or a dictionary of such by split"
+_EXPECTED = "expected (images, labels), a data set of (image, label) pairs, or a dictionary of these by split"
 
 
 class MemorySource:
-    """Images and labels in memory, keyed by their SHA-256.
+    """Images and labels in memory, identified by their SHA-256.
 
     Args:
-        data: ``(images, labels)``; or a data set with a length whose items are ``(image, label)``, or dictionaries with
-            "image" and ``config.label_column``; or a dictionary of such by split, "train" with "val" or "test", perhaps with
-            "class_names". Images are uint8, or float in [0, 1], of shape (H, W), (H, W, C) or (C, H, W), or Pillow's.
-        config: how they are read.
+        data: ``(images, labels)``; or a sized data set whose items are ``(image, label)`` pairs, or dictionaries with
+            "image" and ``config.label_column``; or a dictionary of these by split, "train" with "val" or "test",
+            optionally with "class_names". Images are Pillow images, or arrays of shape (H, W), (H, W, C) or (C, H, W),
+            uint8 or float in [0, 1].
+        config: the image settings of the recipe.
 
     Raises:
-        RecipeError: ``config`` names files, too.
-        SourceError: something in the data is no image or no label.
+        RecipeError: ``config`` also has settings for files.
+        SourceError: the data contain invalid images or labels.
     """
 
     def __init__(self, data: Any, config: SourceConfig) -> None:
         for name in _FOR_FILES:
             if getattr(config, name) != getattr(SourceConfig(), name):
-                raise RecipeError(f"data.{name} is for files, but Python code passes the data. Leave one of them out.")
+                raise RecipeError(f"data.{name} is for files, but data=... was passed in Python. Remove one of them.")
         splits = dict(data) if isinstance(data, Mapping) else {"train": data}
         names = splits.pop(_NAMES, None)
         self._splits = {name: _Pairs(*part) if isinstance(part, tuple) else part for name, part in splits.items()}
         self._config = config
-        self._lock = threading.Lock()  # data sets are rarely made for several threads
+        self._lock = threading.Lock()  # most data sets are not thread-safe
         self._labelled: list[Labelled] = []
         self._checksums: dict[str, bytes] = {}
         names = _known_names(self._splits.get("train"), config) if names is None else names
@@ -60,17 +62,17 @@ class MemorySource:
         self.digest = self._read_all()
 
     def read(self, progress: Progress, *, label: str, folder: Path, check: SplitCheck) -> PublishedData:
-        """Read all images, as ``registry.read_source`` does from files.
+        """Read all images, like ``registry.read_source`` does for files.
 
         Raises:
-            SourceError: they have several sizes, or an image is not the one of the first pass.
+            SourceError: the images have different sizes, or an image has changed since the first pass.
         """
         report = SourceReport(found=len(self._labelled), unit="images")
         listing = make_listing(self._labelled, "data", report, self._image, _label, self._class_names)
         return load_images(listing, self._config, progress, label=label, folder=folder, check=check)
 
     def _read_all(self) -> str:
-        """List all images, and return the SHA-256 of images, labels and names."""
+        """List all images; return the SHA-256 of images, labels and class names."""
         for split, part in self._splits.items():
             if isinstance(part, str | bytes) or not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
                 raise SourceError(f"data {split!r}: {_EXPECTED}; got {type(part).__name__}.")
@@ -79,13 +81,13 @@ class MemorySource:
                 picture, label = self._item(name)
                 self._labelled.append(Labelled(name, label, SPLIT_ROLES.get(split.lower(), split)))
                 self._checksums[name] = _checksum(picture)
-        facts = msgspec.json.encode([[item.label, item.split] for item in self._labelled] + [self._class_names])
-        return hashlib.sha256(b"".join(self._checksums.values()) + facts).hexdigest()
+        metadata = msgspec.json.encode([[item.label, item.split] for item in self._labelled] + [self._class_names])
+        return hashlib.sha256(b"".join(self._checksums.values()) + metadata).hexdigest()
 
     def _item(self, name: str) -> tuple[Image.Image, int | str]:
         split, _, row = name.rpartition("#")
         item = self._splits[split][int(row)]
-        if isinstance(item, Mapping):  # of Hugging Face
+        if isinstance(item, Mapping):  # a row of a Hugging Face data set
             item = [item[key] for key in ("image", "img", self._config.label_column) if key in item]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise SourceError(f"{_label(name)}: expected an image and a label, got {type(item).__name__}.")
@@ -96,14 +98,14 @@ class MemorySource:
             picture, _ = self._item(name)
         if _checksum(picture) != self._checksums[name]:
             raise SourceError(
-                f"{_label(name)} is another one when it is read again. Use a data set without random transforms."
+                f"{_label(name)} has changed since it was first read. Use a data set without random transforms."
             )
         return picture
 
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Arrays as a data set."""
+    """A data set made from arrays of images and labels."""
 
     images: Any
     labels: Any
@@ -111,7 +113,7 @@ class _Pairs:
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise SourceError(
-                f"data has {len(self.images)} images, but {len(self.labels)} labels. Give each its label."
+                f"data has {len(self.images):,} images but {len(self.labels):,} labels. Pass one label per image."
             )
 
     def __len__(self) -> int:
@@ -127,7 +129,7 @@ def _label(name: str) -> str:
 
 
 def _known_names(dataset: Any, config: SourceConfig) -> Any:
-    """Return the class names that a data set of torchvision or Hugging Face knows, also of a subset; else None."""
+    """Return the class names of a torchvision or Hugging Face data set, or of a subset of one; None for others."""
     while not hasattr(dataset, "classes") and not hasattr(dataset, "features") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     if hasattr(dataset, "features"):
@@ -142,14 +144,14 @@ def _class(label: Any, name: str) -> int | str:
     try:
         number = operator.index(label.item() if hasattr(label, "item") else label)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SourceError(f"{_label(name)}: expected a whole number or a name as its label, got {label!r}.") from error
+        raise SourceError(f"{_label(name)}: expected an integer or a class name as label, got {label!r}.") from error
     if number < 0:
-        raise SourceError(f"{_label(name)} has the label {number}, so none. Leave out images without labels.")
+        raise SourceError(f"{_label(name)} has the negative label {number}. Leave out images without labels.")
     return number
 
 
 def _picture(image: Any, name: str, background: str) -> Image.Image:
-    """Return an image upright, grey or RGB."""
+    """Return an image as an upright Pillow image, grey or RGB."""
     if isinstance(image, Image.Image):
         image.load()
         return flatten_image(image, background)
@@ -162,8 +164,8 @@ def _picture(image: Any, name: str, background: str) -> Image.Image:
         array = array[:, :, 0]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in ((), (3,)):
         raise SourceError(
-            f"{_label(name)}: expected uint8, or float in [0, 1], of shape (H, W), (H, W, C) or (C, H, W), C 1 or 3; got "
-            f"{array.dtype} of shape {array.shape}."
+            f"{_label(name)}: expected uint8, or float in [0, 1], of shape (H, W), (H, W, C) or (C, H, W) with C = 1 "
+            f"or 3; got {array.dtype} of shape {array.shape}."
         )
     return Image.fromarray(np.ascontiguousarray(array))
 

@@ -1,8 +1,8 @@
-"""Hugging Face data sets as Parquet files, or as the Arrow files of ``save_to_disk``.
+"""Reader for Hugging Face data sets in Parquet files, or in the Arrow files of ``save_to_disk``.
 
-They have a column of image structs, and one of labels with its ``ClassLabel`` names. Splits follow the files' names, such
-as ``train-00000-of-00002.parquet``, or their folders; rows keep their order. Needs pyarrow (the extra ``parquet``). Row groups
-are read one after the other, so one file of a thread's is in memory; Arrow files are memory-mapped.
+They need a column of image structs and a column of labels, optionally with ``ClassLabel`` names. Splits are derived
+from the names of files, such as ``train-00000-of-00002.parquet``, or of folders; rows keep their order. At most two row
+groups of each Parquet file are kept in memory; Arrow files are memory-mapped. Requires pyarrow (the extra ``parquet``).
 """
 
 import itertools
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from lsmix.data.errors import RecipeError, SourceError
+from lsmix.data.errors import RecipeError, SourceError, format_bytes
 from lsmix.data.readers.images.splits import Labelled, leave_out_beside, make_listing, role_in
 from lsmix.data.readers.source_images import (
     ImageConfig,
@@ -31,9 +31,9 @@ from lsmix.data.readers.trees import is_hidden, part_order, walk
 __all__ = ["PARQUET"]
 
 _ENDINGS = (".parquet", ".arrow")
-_SPARE_BYTES = 256 << 20  # that the columns of any file may unpack to
-_MOST_GROUP_BYTES = 4 << 30  # of a row group, which is read as a whole
-_GROUPS = 2  # row groups in memory: the one in use, and the next
+_SPARE_BYTES = 256 << 20  # any compression ratio is allowed up to this size
+_MAX_GROUP_BYTES = 4 << 30  # per row group, because row groups are read into memory
+_GROUPS = 2  # row groups kept in memory: the current and the next one
 
 
 def _files(path: Path) -> list[Path]:
@@ -54,7 +54,7 @@ def _recognise(path: Path) -> bool:
 def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
     files = _files(path)
     if not files:
-        raise SourceError(f"{str(path)!r} holds no Parquet or Arrow files. Check the path.")
+        raise SourceError(f"{str(path)!r} contains no Parquet or Arrow files. Check the path.")
     base = path if path.is_dir() else path.parent
     tables = {file.relative_to(base).as_posix(): _Table(file, config) for file in files}
     labelled = [item for name, table in tables.items() for item in table.rows(name)]
@@ -74,14 +74,14 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
 
 
 class _Table:
-    """One Parquet file; the images of a row group are read when one of them is wanted."""
+    """A Parquet or Arrow file. The images of a row group are read when one of them is requested."""
 
     def __init__(self, path: Path, config: ImageConfig) -> None:
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError as error:
-            raise RecipeError("Parquet and Arrow files need pyarrow. Run: pip install 'lsmix[parquet]'") from error
+            raise RecipeError("Parquet and Arrow files require pyarrow. Run: pip install 'lsmix[parquet]'") from error
         self._path = path
         self._lock = threading.Lock()
         self._groups: dict[int, list[Any]] = {}
@@ -101,13 +101,16 @@ class _Table:
 
     def _check_groups(self, file_bytes: int) -> None:
         metadata = self._file.metadata
-        sizes = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        sizes = [group.total_byte_size for group in groups]
         most = most_unpacked(file_bytes, _SPARE_BYTES)
-        if sum(size.total_byte_size for size in sizes) > most or any(
-            size.total_byte_size > _MOST_GROUP_BYTES for size in sizes
-        ):
-            raise SourceError(f"{str(self._path)!r} would unpack to far more than its size. Do not use it.")
-        self._starts = [0, *itertools.accumulate(size.num_rows for size in sizes)]
+        if sum(sizes) > most or max(sizes, default=0) > _MAX_GROUP_BYTES:
+            raise SourceError(
+                f"{str(self._path)!r} would unpack to {format_bytes(sum(sizes))}, with row groups of up to "
+                f"{format_bytes(max(sizes))}; lsmix reads at most {format_bytes(most)} from a file of this size, in "
+                f"row groups of at most {format_bytes(_MAX_GROUP_BYTES)}. Write it again in smaller row groups."
+            )
+        self._starts = [0, *itertools.accumulate(group.num_rows for group in groups)]
 
     def _find_columns(self, schema: Any, config: ImageConfig) -> None:
         import pyarrow as pa
@@ -121,8 +124,8 @@ class _Table:
         labels = [name for name in wanted if name in schema.names]
         if len(structs) != 1 or not labels:
             raise SourceError(
-                f"{str(self._path)!r} must have one column of images (a struct with bytes) and a column of labels; it has "
-                f"{schema.names[:20]}. Set data.label_column."
+                f"{str(self._path)!r} must have one column of images (a struct with bytes) and a column of labels; its "
+                f"columns are {schema.names[:20]}. Set data.label_column."
             )
         self._image_column, self._label_column = structs[0], labels[0]
         self.class_names = _class_names(schema.metadata or {}, self._label_column)
@@ -147,7 +150,7 @@ class _Table:
                 content = self._in_group(row)
         if not isinstance(content, bytes):
             raise SourceError(
-                f"row {row} of {str(self._path)!r} holds no image, perhaps only a path. Embed the images."
+                f"row {row} of {str(self._path)!r} contains no image, possibly only a path. Embed the images."
             )
         return content
 
@@ -166,13 +169,15 @@ class _Table:
         import pyarrow as pa
 
         errors = (pa.ArrowException, OSError, ValueError, LookupError, struct.error)
-        return refused_if_damaged(repr(str(self._path)), f"{self._path.suffix[1:]} file", *errors)
+        kind = "an Arrow file" if has_ending(self._path, ".arrow") else "a Parquet file"
+        return refused_if_damaged(repr(str(self._path)), kind, *errors)
 
 
 def _check_messages(messages: Iterable[Any]) -> None:
-    """Refuse what ``save_to_disk`` does not write: compressed batches, which could unpack to any size, and dictionaries.
+    """Raise ValueError for compressed batches, which could unpack to any size, and for dictionaries.
 
-    A message's metadata are a FlatBuffer, in which a batch's field 3 says how it is compressed.
+    ``save_to_disk`` writes neither. The metadata of a message is a FlatBuffer in which field 3 of a record batch is its
+    compression.
     """
     for message in messages:
         data = message.metadata.to_pybytes()
@@ -189,11 +194,11 @@ def _check_messages(messages: Iterable[Any]) -> None:
         if message.type not in ("schema", "record batch") or (
             message.type == "record batch" and at(target(at(target(0), 2)), 3)
         ):
-            raise ValueError("its batches are compressed, or hold dictionaries")
+            raise ValueError("it contains compressed batches or dictionaries")
 
 
 def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | None:
-    """Return the names of a ClassLabel, as the datasets library writes them to the schema; None without one."""
+    """Return the names of a ClassLabel that the datasets library stored in the schema; None if there are none."""
     try:
         features = msgspec.json.decode(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return msgspec.convert(features[column]["names"], tuple[str, ...])

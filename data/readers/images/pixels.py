@@ -1,6 +1,6 @@
-"""Decoding one image file to 8-bit pixels: orientation, transparency, colour spaces, and the wanted size.
+"""Decode an image file to 8-bit pixels: orientation, transparency, colour spaces, and resizing.
 
-An image's kind and size are known from its header and are checked before its pixels are decoded.
+The type and size of an image are read from its header and checked before its pixels are decoded.
 """
 
 import io
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor
 from PIL.TiffImagePlugin import TiffImageFile
 
+from lsmix.data.errors import format_bytes
 from lsmix.data.readers.source_images import ImageConfig, ImageError, most_unpacked
 
 __all__ = ["IMAGE_ENDINGS", "Picture", "decode_image", "flatten_image", "is_image_name", "resize_pixels"]
@@ -27,15 +28,15 @@ IMAGE_ENDINGS = _HEIC_ENDINGS | frozenset(
     ]
 )  # fmt: skip
 
-# The formats that Pillow decodes by itself; others start programs (EPS) or are no images of a data set.
+# Formats that Pillow decodes itself. Others start programs (EPS) or do not occur in data sets.
 _PILLOW_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_ANIMATED = frozenset(["AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP"])  # an MPO's other frames are no animation
+_ANIMATED = frozenset(["AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP"])  # not MPO, whose frames are no animation
 _COLOUR_MODES = frozenset(["CMYK", "P", "RGB", "YCbCr"])
-_SPARE_BYTES = 16 << 20  # that any image may unpack to: no photograph shrinks to a hundredth
-_TILE_TAGS = (322, 323)  # of TIFF: width and height of a tile
+_SPARE_BYTES = 16 << 20  # any compression ratio is allowed up to this size; photographs do not reach 100:1
+_TILE_TAGS = (322, 323)  # TIFF tags for the width and height of a tile
 _ORIENTATION_TAG = 0x0112  # of EXIF
-_FIRST_TRANSPOSED = 5  # from this orientation on width and height change places
+_FIRST_TRANSPOSED = 5  # orientations from this number on swap width and height
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,43 +46,46 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_REDUCING_GAP = 3.0  # Pillow: from here on reducing by whole factors first looks the same as Lanczos alone
+_REDUCING_GAP = 3.0  # Pillow's documentation: results are then almost indistinguishable from Lanczos alone
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file's name ends as those of images do."""
+    """Return whether a file name has the extension of a supported image type."""
     return PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS
 
 
 class Picture(NamedTuple):
     """A decoded image."""
 
-    pixels: npt.NDArray[np.uint8]  # (H, W) of a grey image, (H, W, 3) of any other
-    more_frames: bool  # whether the file has further frames, which are not used
-    enlarged: bool  # whether it was smaller than the wanted size
+    pixels: npt.NDArray[np.uint8]  # (H, W) for grey images, (H, W, 3) for others
+    more_frames: bool  # whether the file has further frames, which are ignored
+    enlarged: bool  # whether the image was smaller than the target size
 
 
 def decode_image(content: bytes | Image.Image, config: ImageConfig, *, size_only: bool = False) -> Picture:
-    """Decode the content of an image file, and bring it to ``config.target`` if that is set; or an image as ``flatten_image`` returns it.
+    """Decode an image file and resize it to ``config.target``, if that is set.
 
-    With ``size_only`` the pixels are zeros that take no memory.
+    The caller must turn Pillow's DecompressionBombWarning into an error; ``load.load_images`` does so for all threads.
 
-    Pillow's warnings about file sizes must be errors while this runs; ``load.load_images`` sees to it for all threads.
+    Args:
+        content: content of an image file, or an image from ``flatten_image``.
+        config: target size, fit and background.
+        size_only: return zeros of the image's own size, without allocating memory.
 
     Raises:
-        ImageError: it is no image that is read here, damaged, or far too big.
+        ImageError: the content is damaged, far too large, or not a supported image.
     """
     if isinstance(content, Image.Image):
         return _size_of(content) if size_only else _picture(content, config, content.size)
     try:
-        # From memory alone: a chunk that claims more bytes than there are would be given room for them otherwise.
+        # From memory, because Pillow would allocate the size that a chunk claims when it reads a file.
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             return _size_of(image) if size_only else _decode(image, len(content), config)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError("is far too big for an image of a data set", "Remove it.") from error
-    except Exception as error:  # Pillow's decoders raise more kinds than can be listed, on damaged files
+        raise ImageError("is far too large for an image of a data set", "Remove it.") from error
+    except Exception as error:  # for damaged files, Pillow's decoders raise too many types of exceptions to list
         if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS and "HEIF" not in _formats():
             raise ImageError(
                 "is a HEIC image, which needs the extra 'heic'",
@@ -91,7 +95,7 @@ def decode_image(content: bytes | Image.Image, config: ImageConfig, *, size_only
 
 
 def resize_pixels(images: npt.NDArray[np.uint8], config: ImageConfig) -> npt.NDArray[np.uint8]:
-    """Bring images uint8 (N, H, W, C), C 1 or 3, to ``config.target``, each as an image file would be."""
+    """Resize images uint8 (N, H, W, C) with C = 1 or 3 to ``config.target``, in the same way as image files."""
     pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
     rows = [np.asarray(_resized(picture, config)) for picture in pictures]
     stacked = np.stack([row if row.ndim == 3 else row[..., None] for row in rows])
@@ -112,10 +116,13 @@ def _decode(image: Image.Image, file_bytes: int, config: ImageConfig) -> Picture
     unpacked = 3 * max(math.prod(image.size), _tile_pixels(image))
     if unpacked > most_unpacked(file_bytes, _SPARE_BYTES):
         raise ImageError(
-            f"would unpack from {file_bytes} to {unpacked} bytes, as no image of a data set does", "Remove it."
+            f"would unpack from {format_bytes(file_bytes)} to {format_bytes(unpacked)}, which is not plausible for a "
+            "photograph",
+            "Remove it.",
         )
     if config.target and image.format in ("JPEG", "MPO"):
-        # Twice the wanted size, so that the Lanczos filter decides what remains; either side may become the other.
+        # Decode at no less than twice the target size and leave the rest to the Lanczos filter. The longer target side
+        # is compared with the shorter image side, because the image may still be rotated.
         factor = 2 * max(config.target) / min(image.size)
         image.draft(None, (math.ceil(factor * image.size[0]), math.ceil(factor * image.size[1])))  # None keeps the mode
     more_frames = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
@@ -125,7 +132,7 @@ def _decode(image: Image.Image, file_bytes: int, config: ImageConfig) -> Picture
 
 
 def _picture(image: Image.Image, config: ImageConfig, size: tuple[int, int]) -> Picture:
-    """Return an upright image, grey or RGB, at the wanted size; ``size`` is its own."""
+    """Resize an upright image, grey or RGB; ``size`` is its original size."""
     enlarged = bool(config.target) and min(size) < min(config.target or (0,))
     return Picture(np.array(_resized(image, config)), more_frames=False, enlarged=enlarged)
 
@@ -136,7 +143,7 @@ def _size_of(image: Image.Image) -> Picture:
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Return the pixels of a tile of a TIFF, which is unpacked as a whole however small the image is; 0 of other images."""
+    """Return the pixels of a TIFF tile, which is decoded completely even if the image is smaller; 0 for others."""
     if not isinstance(image, TiffImageFile):
         return 0
     width, height = (int(image.tag_v2.get(tag, 0)) for tag in _TILE_TAGS)
@@ -146,20 +153,20 @@ def _tile_pixels(image: Image.Image) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001  # damaged metadata of a sound image raise many kinds; the image is used as stored
+    except Exception:  # noqa: BLE001  # damaged metadata raise many types of exceptions; use the image as stored
         return 1
 
 
 def flatten_image(image: Image.Image, background: str) -> Image.Image:
-    """Return an image turned as its EXIF data say: mode L of a grey one, RGB of any other, with transparent pixels on the background.
+    """Return an image rotated by its EXIF orientation, on the background if it is transparent, in mode L or RGB.
 
     Raises:
-        ImageError: its pixels are of another kind.
+        ImageError: the image has an unsupported pixel type.
     """
     turn = _TURNS.get(_orientation(image))
-    if turn is not None:  # one of them is 0
+    if turn is not None:  # compared with None because a Transpose can be 0
         image = image.transpose(turn)
-    if image.mode.startswith("I;16"):  # the high byte, as Pillow takes it of 16-bit colours
+    if image.mode.startswith("I;16"):  # keep the high byte, like Pillow does for 16-bit RGB
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     transparent = "A" in image.mode or "a" in image.mode or "transparency" in image.info
     if not transparent and image.mode in ("1", "L"):
@@ -167,7 +174,7 @@ def flatten_image(image: Image.Image, background: str) -> Image.Image:
     if not transparent and image.mode in _COLOUR_MODES:
         return image.convert("RGB")
     if not transparent or image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"):
-        raise ImageError(f"has pixels of the kind {image.mode!r}; expected 8 or 16 bits, grey or colour", "Convert it.")
+        raise ImageError(f"has the pixel type {image.mode!r}; expected 8 or 16 bits, grey or colour", "Convert it.")
     colour = ImageColor.getrgb(background)
     canvas = Image.new("RGBA", image.size, colour)
     canvas.alpha_composite(image.convert("RGBA"))

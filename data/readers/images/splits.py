@@ -1,4 +1,4 @@
-"""From images with labels to a listing: which split of the source is used for what, and how classes are numbered."""
+"""Build a listing from labelled images: assign the splits of the source and number the classes."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 __all__ = ["SPLIT_ROLES", "Labelled", "leave_out_beside", "make_listing", "role_in"]
 
-# What the usual names of splits, in lower case, stand for.
+# The role of the usual split names, in lower case.
 SPLIT_ROLES: Final = (
     dict.fromkeys(("train", "training"), "train")
     | dict.fromkeys(("val", "valid", "validation"), "val")
     | dict.fromkeys(("test", "testing"), "test")
 )
 _SPLIT_ORDER = ("train", "heldout", "test")
-_MOST_CLASSES = 1 << 16
+_MAX_CLASSES = 1 << 16
 
 
 class Labelled(NamedTuple):
     """An image with its label."""
 
-    name: str  # by which it is read
-    label: str | int  # name of the class, or its number
-    split: str  # "train", "val" or "test"; "" if nothing says so, which is train
+    name: str  # the name by which the image is read
+    label: str | int  # name or number of the class
+    split: str  # "train", "val" or "test"; "" if unknown, which counts as "train"
 
 
 def role_in(name: str) -> str:
-    """Return the split that a word of a file's name stands for; "" if none does."""
+    """Return the split that is indicated by a word in a file name; "" if there is none."""
     return next((SPLIT_ROLES[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLIT_ROLES), "")
 
 
 def leave_out_beside(path: Path, report: SourceReport) -> None:
-    """Count the image files in the folder of a data set that is in other files."""
+    """Report loose image files in the folder of a data set whose images are in archives or tables."""
     for name in walk(path) if path.is_dir() else ():
         if is_image_name(name) and not is_hidden(name):
             report.found += 1
-            report.leave_out("an image file, but the data set is in other files", name)
+            report.leave_out("an image file in a data set of archives or tables", name)
 
 
 def make_listing(
@@ -54,17 +54,18 @@ def make_listing(
     label: Callable[[str], str],
     class_names: tuple[str, ...] | None = None,
 ) -> ImageListing:
-    """Return the listing of labelled images, split by split in their order.
+    """Return the listing of labelled images, split by split in the given order.
 
-    Classes are those of ``class_names``, which number labels stand for. Without it they are sorted by name, or by number
-    if all labels are numbers.
+    ``class_names`` defines the classes, and integer labels are indices into it. Without ``class_names``, the classes
+    are the labels that occur, sorted by name, or by number if all labels are integers.
 
     Raises:
-        SourceError: a label has no class, there is no training split, or a split has an unknown name.
+        SourceError: a label has no class, there are too many classes, there is no training split, or a split has an
+            unknown name.
     """
     found = {item.split or "train" for item in labelled}
     if found - {"train", "val", "test"} or "train" not in found:
-        raise SourceError(f"{where}: the splits are {sorted(found)}; expected 'train' with 'val' or 'test'.")
+        raise SourceError(f"{where}: the splits are {sorted(found)}; expected 'train', optionally 'val' and 'test'.")
     used_as = {"train": "train", "test": "test", "val": "heldout" if "test" in found else "test"}
     report.splits = {name: used_as[name] for name in used_as if name in found}
     numbered = all(isinstance(item.label, int) for item in labelled)
@@ -73,9 +74,12 @@ def make_listing(
     names = class_names or tuple(map(str, classes))
     numbers = {one: number for number, one in enumerate(classes)}
     unknown = sorted(map(str, labels - numbers.keys()))
-    if unknown or len(names) > _MOST_CLASSES:
+    if len(names) > _MAX_CLASSES:
+        raise SourceError(f"{where} has {len(names):,} classes; lsmix supports at most {_MAX_CLASSES:,}.")
+    if unknown:
         raise SourceError(
-            f"{where} has {len(names)} classes, at most {_MOST_CLASSES}, and labels without a class: {unknown[:10]}. Correct it."
+            f"{where} has labels that are not among its {len(names):,} classes: {unknown[:10]}. Correct the labels or "
+            "the class names."
         )
     entries = [
         ImageEntry(split, numbers[item.label if numbered else str(item.label)], item.name)

@@ -1,7 +1,8 @@
-"""WebDataset: tar files whose members with one base name make a sample, an image with ``.cls`` or ``.json``.
+"""Reader for WebDataset: tars in which an image and a ``.cls`` or ``.json`` file with the same base name form a sample.
 
-Splits follow the files' names, such as ``train-000.tar`` and ``val-000.tar``; other names are training images. Labels are
-whole numbers in ``.cls``, or the field ``data.label_column`` or ``cls`` in ``.json``; rows keep the order of the tars.
+Splits are derived from the names of the tar files, such as ``train-000.tar`` and ``val-000.tar``; other names contain
+training images. The label is the content of ``.cls``, or the field ``data.label_column`` or ``cls`` of ``.json``. Rows
+keep the order of the tars.
 """
 
 import re
@@ -43,7 +44,7 @@ def _recognise(path: Path) -> bool:
 def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
     tars = _tars(path)
     if not tars:
-        raise SourceError(f"{str(path)!r} holds no tar files. Check the path.")
+        raise SourceError(f"{str(path)!r} contains no tar files. Check the path.")
     with ExitStack() as stack:
         trees = {tar.name: TarTree(tar, stack) for tar in tars}
         report = SourceReport(found=0)
@@ -79,7 +80,8 @@ def _samples(tar: str, tree: TarTree, config: ImageConfig, report: SourceReport)
     for key, names in images.items():
         label = _label(tree, labels.get(key, ""), config)
         for extra in names if label is None else names[1:]:
-            report.leave_out("without a label" if label is None else "a further image of a sample", f"{tar}/{extra}")
+            reason = "without a label" if label is None else "an additional image of a sample"
+            report.leave_out(reason, f"{tar}/{extra}")
         if label is not None:
             yield Labelled(f"{tar}/{names[0]}", label, role)
 
@@ -94,7 +96,7 @@ def _label(tree: TarTree, name: str, config: ImageConfig) -> str | int | None:
             return int(text) if re.fullmatch("[0-9]{1,9}", text) else text or None
         fields = msgspec.json.decode(content, type=dict[str, Any])
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{tree.label(name)} holds no label ({error}). Correct it.") from error
+        raise SourceError(f"{tree.label(name)} does not contain a label ({error}). Correct it.") from error
     label = fields.get(config.label_column, fields.get("cls"))
     return label if isinstance(label, str | int) and label != "" else None
 

@@ -1,1 +1,1 @@
-"""Readers of data sets as their authors publish them: CIFAR, SVHN and TinyImageNet."""
+"""Readers of data sets in the form published by their authors: CIFAR, SVHN, TinyImageNet and MNIST."""

@@ -1,7 +1,6 @@
-"""CIFAR-10 and CIFAR-100 as published: Python or binary batches, in their folder, the folder above it, or their tar.gz.
+"""Reader for CIFAR-10 and CIFAR-100 as published: Python or binary batches, in a folder, its parent folder, or a tar.
 
-Every batch must be whole; how many images a batch has is free, so that subsets in the same layout are
-read too.
+Every batch must be complete, but may have any number of images, so subsets in the same layout can be read too.
 """
 
 from collections.abc import Mapping
@@ -19,35 +18,35 @@ from lsmix.data.readers.trees import TREE_ENDINGS, open_published, peek_names, p
 __all__ = ["CIFAR10_BINARY", "CIFAR10_PYTHON", "CIFAR100_BINARY", "CIFAR100_PYTHON"]
 
 _SIDE = 32
-_PIXELS = 3 * _SIDE * _SIDE  # bytes of an image: three planes, row by row
-_MAX_FILE_BYTES = 256 << 20  # the largest published one, train of CIFAR-100, has 156 MB
+_PIXELS = 3 * _SIDE * _SIDE  # bytes per image: three planes, row by row
+_MAX_FILE_BYTES = 256 << 20  # the largest published file, train of CIFAR-100, has 156 MB
 _CITATION = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """One published form, and where labels and class names stand in it."""
+    """A published layout: its files, and the location of labels and class names in them."""
 
-    folder: str  # what the archive unpacks to
-    archive: str  # its published name without ending, so that a damaged one is still known, and said to be damaged
-    files: tuple[str, ...]  # in published order: of training batches, of the test batch, and with class names
+    folder: str  # the folder in the archive
+    archive: str  # published name without extension; identifies a damaged archive, so that it is reported as damaged
+    files: tuple[str, ...]  # in published order: training batches, test batch, and files with class names
     meta: str  # the file with the class names
     classes: int
     data_set: str = "CIFAR-10"  # for messages
-    telling: int = 1  # so many of the files tell that a folder is of this form: "train" and "test" alone tell little
-    # Of Python batches:
-    labels_key: str = ""  # of the labels in a batch
-    names_key: str = ""  # of the class names in meta
-    # Of binary batches:
-    label_bytes: int = 0  # in front of each image's pixels; 0 for Python batches
-    label_at: int = 0  # which of them counts
+    min_files: int = 1  # number of these files by which a folder is recognised: a "test" alone could be anything
+    # For Python batches:
+    labels_key: str = ""  # key of the labels in a batch
+    names_key: str = ""  # key of the class names in meta
+    # For binary batches:
+    label_bytes: int = 0  # bytes before the pixels of each image; 0 for Python batches
+    label_at: int = 0  # index of the label in these bytes
 
 
 def _recognise(layout: _Layout, path: Path) -> bool:
-    """Tell whether a path looks like this form, whole or not."""
+    """Return whether a path looks like this layout, complete or not."""
     if path.is_dir():
         bases = (path, path / layout.folder)
-        return any(sum((base / name).is_file() for name in layout.files) >= layout.telling for base in bases)
+        return any(sum((base / name).is_file() for name in layout.files) >= layout.min_files for base in bases)
     if not has_ending(path, TREE_ENDINGS[1:]):
         return False
     names = peek_names(path)
@@ -78,19 +77,19 @@ def _read(layout: _Layout, path: Path) -> PublishedData:
         return PublishedData(
             splits={"train": join_splits(list(map(parsed, train))), "test": parsed(test)},
             class_names=_class_names(layout, tree.label(layout.meta), tree.read(layout.meta, _MAX_FILE_BYTES)),
-            citation=_CITATION,  # of a licence the authors say nothing
+            citation=_CITATION,  # the authors state no licence
         )
 
 
 def _to_split(layout: _Layout, label: str, planes: np.ndarray[Any, np.dtype[np.uint8]], labels: Any) -> Split:
     """Turn planes uint8 (N, 3072) into images (N, 32, 32, 3)."""
     if not len(planes):
-        raise SourceError(f"{label} holds no images. Fetch it again.")
+        raise SourceError(f"{label} contains no images. Download it again.")
     numbers = np.asarray(labels, np.int64)
     if numbers.min() < 0 or numbers.max() >= layout.classes:
         raise SourceError(
-            f"{label} has labels in {numbers.min()}..{numbers.max()}, expected 0..{layout.classes - 1}. "
-            f"It is damaged or no {layout.data_set}: fetch it again."
+            f"{label} has labels from {numbers.min()} to {numbers.max()}, expected 0 to {layout.classes - 1}. "
+            f"It is damaged or not {layout.data_set}. Download it again."
         )
     images = planes.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
     return Split(np.ascontiguousarray(images), numbers)
@@ -102,9 +101,9 @@ def _class_names(layout: _Layout, label: str, content: bytes) -> tuple[str, ...]
     else:
         names = _entry(layout, label, load_batch(content, name=label), layout.names_key)
         if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-            raise SourceError(f"{label}: {layout.names_key!r} must be a list of names. Fetch it again.")
+            raise SourceError(f"{label}: {layout.names_key!r} must be a list of names. Download it again.")
     if len(names) != layout.classes:
-        raise SourceError(f"{label} names {len(names)} classes, expected {layout.classes}. Fetch it again.")
+        raise SourceError(f"{label} has {len(names)} class names, expected {layout.classes}. Download it again.")
     return tuple(name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names)
 
 
@@ -130,20 +129,20 @@ def _parse_python_batch(layout: _Layout, label: str, content: bytes) -> Split:
             f"{label}: {layout.labels_key!r} must be a list of small integers. Is it a batch of {layout.data_set}?"
         )
     if len(labels) != len(planes):
-        raise SourceError(f"{label} is not whole: {len(planes)} images, {len(labels)} labels. Fetch it again.")
+        raise SourceError(f"{label} is damaged: {len(planes):,} images but {len(labels):,} labels. Download it again.")
     return _to_split(layout, label, planes, labels)
 
 
 def _parse_binary_batch(layout: _Layout, label: str, content: bytes) -> Split:
     record = layout.label_bytes + _PIXELS
-    whole, rest = divmod(len(content), record)
+    count, rest = divmod(len(content), record)
     if rest:
         labels = "one label" if layout.label_bytes == 1 else f"{layout.label_bytes} labels"
         raise SourceError(
-            f"{label} is cut short or no binary batch: expected a multiple of {record} bytes ({labels} and "
-            f"{_PIXELS} pixels an image), found {len(content)} = {whole} × {record} + {rest}. Fetch it again."
+            f"{label} is truncated or not a binary batch: expected a multiple of {record} bytes ({labels} and "
+            f"{_PIXELS} pixels per image), got {len(content)} = {count} × {record} + {rest}. Download it again."
         )
-    records = np.frombuffer(content, np.uint8).reshape(whole, record)
+    records = np.frombuffer(content, np.uint8).reshape(count, record)
     return _to_split(layout, label, records[:, layout.label_bytes :], records[:, layout.label_at])
 
 
@@ -188,7 +187,7 @@ _FINE_PYTHON = _Layout(
     meta="meta",
     classes=100,
     data_set="CIFAR-100",
-    telling=2,
+    min_files=2,
     labels_key="fine_labels",
     names_key="fine_label_names",
 )
@@ -204,9 +203,9 @@ _FINE_BINARY = _Layout(
     meta="fine_label_names.txt",
     classes=100,
     data_set="CIFAR-100",
-    telling=2,
+    min_files=2,
     label_bytes=2,
-    label_at=1,  # the coarse label stands first
+    label_at=1,  # after the coarse label
 )
 CIFAR100_BINARY = _format(
     "cifar100-binary", _FINE_BINARY, replace(_FINE_BINARY, meta="coarse_label_names.txt", classes=20, label_at=0)

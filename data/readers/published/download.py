@@ -1,6 +1,6 @@
 """Download a published file over http or https.
 
-A file gets its final name only when its checksum is right. Until then it is ``NAME.part``, which the next call resumes.
+The file is downloaded to ``NAME.part`` and renamed after its checksum was verified. A later call resumes ``NAME.part``.
 """
 
 import os
@@ -17,31 +17,31 @@ __all__ = ["download"]
 
 
 def download(file: PublishedFile, target: Path, progress: Progress) -> None:
-    """Fetch ``file`` to ``target``, going on with what an earlier call left; its folder is made if need be.
+    """Download ``file`` to ``target``, resuming an interrupted download; missing folders are created.
 
     Raises:
-        DownloadError: it cannot be fetched; what came is kept for the next call.
-        CorruptError: the server has another file; nothing is kept.
-        DiskSpaceError: it does not fit on the disk.
-        LockedError: another run is fetching it.
+        DownloadError: the download failed; the downloaded part is kept for the next call.
+        CorruptError: the checksum is wrong; the downloaded file is deleted.
+        DiskSpaceError: the disk has too little free space.
+        LockedError: another run is downloading the file.
     """
-    place = open_remote(file.url)
+    remote = open_remote(file.url)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    message = f"{str(part)!r} is being fetched by another run. Wait for it to end, or stop it."
+    message = f"{str(part)!r} is being downloaded by another run. Wait for it to finish, or stop it."
     with locked_file(part, message=message) as stream:
         try:
-            size = file.size or place.size("")
+            size = file.size or remote.size("")
             if size is None:
                 raise DownloadError(
-                    f"{file.url!r} is not there, or its server does not say how long it is. Check the URL, or fetch the file "
-                    f"by hand to {str(target)!r}."
+                    f"{file.url!r} does not exist, or its server does not report its size. Check the URL, or download "
+                    f"the file manually to {str(target)!r}."
                 )
             have = os.fstat(stream.fileno()).st_size
             have = have if have <= size else 0
             check_room(part.parent, size - have, file.name, "choose another data.path")
             progress.start(file.name, size, "byte", done=have)
-            fetch_file(place, "", size, file.checksum, stream, progress.advance, algorithm=file.algorithm)
+            fetch_file(remote, "", size, file.checksum, stream, progress.advance, algorithm=file.algorithm)
             progress.finish()
             part.replace(target)
         finally:

@@ -1,4 +1,4 @@
-"""MNIST and data sets in its format (Fashion-MNIST, KMNIST): four idx files, plain or gzipped, in one folder."""
+"""Reader for MNIST and data sets in its format (Fashion-MNIST, KMNIST): a folder with four idx files or .gz files."""
 
 import gzip
 import math
@@ -24,9 +24,9 @@ from lsmix.data.readers.source_images import (
 __all__ = ["IDX"]
 
 _PREFIXES = {"train": "train", "test": "t10k"}
-_KINDS = {"images": ("images-idx3-ubyte", 3), "labels": ("labels-idx1-ubyte", 1)}  # name and dimensions
-_UINT8 = 8  # the third byte of the magic number
-_MOST_BYTES = 4 << 30  # of an array
+_KINDS = {"images": ("images-idx3-ubyte", 3), "labels": ("labels-idx1-ubyte", 1)}  # name and number of dimensions
+_UINT8 = 8  # third byte of the magic number
+_MAX_BYTES = 4 << 30  # per array
 
 
 def _find(path: Path, split: str, kind: str) -> Path | None:
@@ -55,23 +55,26 @@ def _read_array(file: Path, dimensions: int) -> npt.NDArray[Any]:
     check_file(file)
     head_bytes = 4 * (1 + dimensions)
     with (
-        refused_if_damaged(repr(str(file)), "idx file", OSError, EOFError, struct.error, zlib.error),
+        refused_if_damaged(repr(str(file)), "an idx file", OSError, EOFError, struct.error, zlib.error),
         gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream,
     ):
         magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(head_bytes))
         size = math.prod(shape)
-        if magic != (_UINT8 << 8) + dimensions or size > _MOST_BYTES:
-            raise SourceError(f"{str(file)!r} is no idx file of {dimensions} dimensions of bytes. Fetch it again.")
+        if magic != (_UINT8 << 8) + dimensions or size > _MAX_BYTES:
+            raise SourceError(
+                f"{str(file)!r} is not an idx file with bytes in {dimensions} dimension(s). Download it again."
+            )
         if file.suffix != ".gz" and file.stat().st_size != head_bytes + size:
-            raise SourceError(f"{str(file)!r} must have {head_bytes + size} bytes. Fetch it again.")
+            raise SourceError(f"{str(file)!r} must have {head_bytes + size:,} bytes. Download it again.")
         content = b"".join(_pieces(stream, size))
     if len(content) != size:
-        raise SourceError(f"{str(file)!r} holds {len(content)} of {size} bytes, or more. Fetch it again.")
+        got = f"only {len(content):,}" if len(content) < size else "more"
+        raise SourceError(f"{str(file)!r} must contain {size:,} bytes of data, got {got}. Download it again.")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _pieces(stream: Any, size: int) -> Any:
-    """Yield at most a byte more than ``size``, in pieces, so that a size that is not true takes no memory."""
+    """Yield up to ``size`` + 1 bytes in pieces, because ``read(size)`` would allocate a size that may be wrong."""
     left = size + 1
     while left and (piece := stream.read(min(left, 1 << 20))):
         left -= len(piece)

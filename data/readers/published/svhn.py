@@ -1,6 +1,6 @@
-"""SVHN, cropped digits, as published: ``train_32x32.mat``, ``test_32x32.mat`` and perhaps ``extra_32x32.mat``.
+"""Reader for the cropped digits of SVHN: ``train_32x32.mat``, ``test_32x32.mat`` and optionally ``extra_32x32.mat``.
 
-The label 10 stands for the digit 0 and becomes 0; extra images stand behind the training images.
+The published label 10, which stands for the digit 0, becomes 0. Extra images are appended to the training images.
 """
 
 from pathlib import Path
@@ -25,10 +25,10 @@ def _recognise(path: Path) -> bool:
 
 def _files(path: Path, names: tuple[str, ...]) -> list[Path]:
     if not path.is_dir():
-        raise SourceError(f"{str(path)!r} is no folder; SVHN is a folder with {_TRAIN!r} and {_TEST!r}. Give that.")
+        raise SourceError(f"{str(path)!r} is not a folder. Set data.path to the folder with {_TRAIN!r} and {_TEST!r}.")
     missing = [name for name in names if not (path / name).is_file()]
-    less = "Fetch it, or say extra = false." if missing == [_EXTRA] else "Fetch the data set again."
-    check_complete(path, "SVHN", missing, less)
+    advice = "Download it, or set extra = false." if missing == [_EXTRA] else "Download the data set again."
+    check_complete(path, "SVHN", missing, advice)
     return [path / name for name in names]
 
 
@@ -47,16 +47,18 @@ def _read(path: Path, names: tuple[str, ...]) -> PublishedData:
 def _read_file(file: Path) -> Split:
     name, found = repr(str(file)), read_arrays(file)
     if not {"X", "y"} <= set(found):
-        raise SourceError(f"{name} must hold numbers 'X' and 'y'; it holds {list(found)[:20]}. Is it SVHN?")
+        raise SourceError(
+            f"{name} must contain numeric arrays 'X' and 'y'; it contains {list(found)[:20]}. Is it SVHN?"
+        )
     pixels, digits = found["X"], found["y"]
     if pixels.dtype != np.uint8 or len(pixels.shape) != 4 or pixels.shape[:3] != _SHAPE or not pixels.shape[3]:
         raise SourceError(
-            f"{name}: 'X' must be uint8 of shape (32, 32, 3, n); got {pixels.dtype} of shape {pixels.shape}. Is it SVHN?"
+            f"{name}: 'X' must be uint8 of shape (32, 32, 3, n); got {pixels.dtype} {pixels.shape}. Is it SVHN?"
         )
     count = pixels.shape[3]
     if digits.shape not in ((count, 1), (1, count)):
         raise SourceError(
-            f"{name}: 'y' must have the shape ({count}, 1), one an image; got {digits.shape}. Is it SVHN?"
+            f"{name}: 'y' must have the shape ({count}, 1), one per image; got {digits.shape}. Is it SVHN?"
         )
     labels = _to_labels(name, digits.ravel())
     return Split(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), labels)
@@ -65,7 +67,7 @@ def _read_file(file: Path) -> Split:
 def _to_labels(name: str, digits: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     if not ((digits >= 1) & (digits <= 10) & (digits % 1 == 0)).all():
         raise SourceError(
-            f"{name}: 'y' must hold whole numbers from 1 to 10, where 10 is the digit 0; got others. Is it SVHN?"
+            f"{name}: 'y' must contain integers from 1 to 10, where 10 is the digit 0; got others. Is it SVHN?"
         )
     return digits.astype(np.int64) % 10
 

@@ -1,8 +1,8 @@
-"""TinyImageNet-200 as published: a folder, the folder above it, or the zip it comes in, which is not extracted.
+"""Reader for TinyImageNet-200 as published, in a folder, its parent folder, or a zip.
 
-The labelled ``val/`` is the test split; ``test/`` has no labels and is never read. Classes are those of
-``wnids.txt``, in its order, that have a folder in ``train/``. Each is called by its first word in ``words.txt``, with its
-WNID behind it where two would be called the same. Grey images become RGB.
+The labelled ``val/`` is the test split; ``test/`` has no labels and is never read. The classes are the entries of
+``wnids.txt``, in that order, that have a folder in ``train/``. The name of a class is its first name in ``words.txt``,
+followed by its WNID if several classes have the same name. Grey images are converted to RGB.
 """
 
 from collections import Counter
@@ -28,15 +28,15 @@ __all__ = ["TINY_IMAGENET"]
 _FOLDER = "tiny-imagenet-200"
 _WNIDS, _WORDS, _ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.txt"
 _TEXTS = (_WNIDS, _WORDS, _ANNOTATIONS)
-_MAX_TEXT_BYTES = 16 << 20  # words.txt, the largest, has 2.6 MB
-_MAX_IMAGE_BYTES = 1 << 20  # of a file; a JPEG of 64×64 pixels has some 2 kB
+_MAX_TEXT_BYTES = 16 << 20  # the largest text file, words.txt, has 2.6 MB
+_MAX_IMAGE_BYTES = 1 << 20  # a JPEG file of 64×64 pixels has about 2 kB
 
 
 def _recognise(path: Path) -> bool:
     if path.is_dir():
         base = published_base(path, _FOLDER)
         return (base / _WNIDS).is_file() and next(base.glob("train/*/images"), None) is not None
-    # A damaged one is known by its name, and then said to be damaged.
+    # A damaged archive is recognised by its name, so that it is reported as damaged.
     return has_ending(path, ".zip") and (
         f"{_FOLDER}/{_WNIDS}" in peek_names(path) or path.name.startswith("tiny-imagenet")
     )
@@ -72,25 +72,23 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
         )
 
 
-# Which images there are, and of which class.
+# Listing the images and their classes.
 
 
 def _list(tree: FileTree, path: Path) -> tuple[tuple[str, ...], list[ImageEntry]]:
     """Return the class names, and the images in published order."""
     names = tree.names()
-    there = set(names)
-    check_complete(path, _FOLDER, [name for name in _TEXTS if name not in there])
+    known = set(names)
+    check_complete(path, _FOLDER, [name for name in _TEXTS if name not in known])
     by_class = _images_by_class(names)
     wnids = _lines(tree, _WNIDS)
-    strange = sorted(set(by_class) - set(wnids))
-    if strange or not by_class:
-        raise SourceError(
-            f"{str(path)!r}: train/ has {f'the classes {strange[:10]}, which' if strange else 'no images of any class that'} "
-            f"{_WNIDS} names{' not' if strange else ''}. Fetch the data set again."
-        )
+    unknown = sorted(set(by_class) - set(wnids))
+    if unknown or not by_class:
+        problem = f"the classes {unknown[:10]}, which are missing in {_WNIDS}" if unknown else "no images"
+        raise SourceError(f"{str(path)!r}: train/ contains {problem}. Download the data set again.")
     order = [wnid for wnid in dict.fromkeys(wnids) if wnid in by_class]
     train = [ImageEntry("train", label, name) for label, wnid in enumerate(order) for name in sorted(by_class[wnid])]
-    return _class_names(tree, order), train + _list_val(tree, order, there)
+    return _class_names(tree, order), train + _list_val(tree, order, known)
 
 
 def _images_by_class(names: Sequence[str]) -> dict[str, list[str]]:
@@ -102,24 +100,24 @@ def _images_by_class(names: Sequence[str]) -> dict[str, list[str]]:
     return by_class
 
 
-def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[ImageEntry]:
-    """Return the images of val/ in the order in which its annotations name them."""
+def _list_val(tree: FileTree, order: Sequence[str], known: set[str]) -> list[ImageEntry]:
+    """Return the images of val/ in the order of its annotations."""
     labels = {wnid: label for label, wnid in enumerate(order)}
     listed: dict[str, int] = {}
     for line in _lines(tree, _ANNOTATIONS):
         file, _, rest = line.partition("\t")
         name, wnid = f"val/images/{file}", rest.partition("\t")[0]
-        if wnid not in labels or name not in there or name in listed:
+        if wnid not in labels or name not in known or name in listed:
             raise SourceError(
-                f"{tree.label(_ANNOTATIONS)} names {ascii(file)[:100]} of the class {ascii(wnid)[:100]}: expected an image of "
-                "val/images, once, and a class that train/ has. Fetch the data set again."
+                f"{tree.label(_ANNOTATIONS)} lists {ascii(file)[:100]} with the class {ascii(wnid)[:100]}; expected "
+                "each image of val/images once, with a class that exists in train/. Download the data set again."
             )
         listed[name] = labels[wnid]
-    strange = sorted(
-        name for name in there if name.startswith("val/images/") and _is_image(name) and name not in listed
+    unlisted = sorted(
+        name for name in known if name.startswith("val/images/") and _is_image(name) and name not in listed
     )
-    if strange:
-        raise SourceError(f"{tree.label(strange[0])} has no class in {_ANNOTATIONS}. Fetch the data set again.")
+    if unlisted:
+        raise SourceError(f"{tree.label(unlisted[0])} has no class in {_ANNOTATIONS}. Download the data set again.")
     return [ImageEntry("test", label, name) for name, label in listed.items()]
 
 

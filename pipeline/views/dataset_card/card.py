@@ -1,6 +1,7 @@
-"""The card of a pool: README.md with statistics and a picture, samples.csv, croissant.json and LICENSES/ in a folder.
+"""The dataset card of a pool: a folder with README.md, card.png, samples.csv, croissant.json and LICENSES/.
 
-A card is an artifact of its own. ``push`` and ``export`` send its files beside the pool's; a finished pool never changes.
+A card is a separate artifact, since a finished pool never changes. ``push`` and ``export`` store its files next to the
+pool's files.
 """
 
 from pathlib import Path
@@ -46,24 +47,24 @@ def write_card(
     licence: str | None = None,
     creator: str = "",
 ) -> dict[str, Any]:
-    """Write the card of a finished pool to a new folder: what ``lsmix card`` does.
+    """Write the dataset card of a finished pool to a new folder, as ``lsmix card`` does.
 
     Args:
-        pool: the artifact, its folder or URL.
-        dest: the folder to make; None for one in the current folder, named as the pool's with "-card" behind.
-        licence: of the images, an SPDX identifier or in words; None takes the base set's.
-        creator: who made the pool.
+        pool: The pool artifact, its folder or its URL.
+        dest: The folder to create; None creates ``<pool folder>-card`` in the current folder.
+        licence: Licence of the images, an SPDX identifier or free text; None uses the licence of the base set.
+        creator: Who made the pool; "" if unknown.
 
     Returns:
-        ``folder``, ``content_digest`` of the pool, ``licence`` ("" where none is known) and ``files`` of the card.
+        ``folder``, ``content_digest`` of the pool, ``licence`` ("" if unknown) and ``files`` of the card.
 
     Raises:
-        MissingError: there is no finished artifact, or no folder to put the card in.
-        FormatError: it is no pool, or of a format that this version does not read.
-        CorruptError: it is damaged.
-        RecipeError: there is something at ``dest`` already.
-        LockedError: another process writes there.
-        DownloadError: the URL cannot be reached.
+        MissingError: The pool does not exist or is unfinished, or the parent folder of ``dest`` does not exist.
+        FormatError: The artifact is not a pool, or has a format that this version cannot read.
+        CorruptError: The pool is damaged.
+        RecipeError: ``dest`` already exists.
+        LockedError: Another process is writing to ``dest``.
+        DownloadError: The URL cannot be reached.
     """
     artifact = open_artifact(pool)
     manifest = artifact.manifest
@@ -71,7 +72,7 @@ def write_card(
     target = local_target(dest or f"{name}-card", "a card")
     if manifest.stage != "mix":
         raise FormatError(
-            f"{artifact.location!r} holds an artifact of the stage {manifest.stage!r}; only pools have a card."
+            f"Only pools have a card; {artifact.location!r} is an artifact of the stage {manifest.stage!r}."
         )
     opened = open_pool(artifact)
     with atomic_folder(target) as card:
@@ -116,21 +117,21 @@ def write_card_files(
     licence: str | None = None,
     creator: str = "",
 ) -> Licence:
-    """Write the files of a card into a folder, and return the licence that they name.
+    """Write the files of a card into a folder and return the licence that they state.
 
     Args:
-        folder: of the card or the export.
-        pool: the pool.
-        files: what the card describes: files of the pool, or of its export.
-        form: the format of the export; None for the pool itself.
-        encoding: of the export's images.
-        licence: of the images, an SPDX identifier or in words; None takes the base set's.
-        creator: who made the pool; "" if unknown.
+        folder: Folder of the card or the export.
+        pool: The pool.
+        files: The files that the card describes: of the pool, or of its export.
+        form: Format of the export; None for the pool itself.
+        encoding: Image encoding of the export.
+        licence: Licence of the images, an SPDX identifier or free text; None uses the licence of the base set.
+        creator: Who made the pool; "" if unknown.
     """
     described = PoolDescription.of(pool)
     named = read_licence(described.spec.origin.licence if licence is None else licence)
     statistics = card_statistics(pool, sum(file.bytes for file in files), source_images(pool))
-    if form and form.folder_images:  # readers of image folders would take the picture for one of the images
+    if form and form.folder_images:  # image-folder readers would load card.png as a sample
         statistics = statistics._replace(picture=b"")
     if statistics.picture:
         write_atomic(folder / PICTURE_FILE, statistics.picture)
@@ -143,7 +144,7 @@ def write_card_files(
 
 
 def card_text(facts: dict[str, Any]) -> str:
-    """Return what ``write_card`` did, for people."""
+    """Return the result of ``write_card`` as text for the terminal."""
     return (
         f"card        {facts['folder']}\n"
         f"licence     {facts['licence'] or NO_LICENCE}\n"

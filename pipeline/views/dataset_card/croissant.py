@@ -1,7 +1,7 @@
-"""``croissant.json``: a pool described in Croissant 1.1, the JSON-LD that data-set searches and loaders read.
+"""``croissant.json``: metadata of a pool in Croissant 1.1, the JSON-LD format of dataset search engines and loaders.
 
-It says only what is so: every file with its checksum, a record set that can be iterated without Zarr, and
-no date, creator or web address unless somebody gave one.
+It lists every file with its checksum and a record set that can be iterated without Zarr. It contains no publication
+date or web address, and a creator only if one was given.
 """
 
 import base64
@@ -61,15 +61,15 @@ def croissant(
     *,
     in_zarr: bool,
 ) -> bytes:
-    """Return the description of a pool.
+    """Return the Croissant description of a pool as JSON.
 
     Args:
-        described: the pool, as its README describes it.
-        pool: the pool.
-        licence: of the base images.
-        creator: who made the pool; "" if unknown.
-        files: the files of the pool or its export, and those of the card but this one.
-        in_zarr: whether the files are those of the pool, with its Zarr store.
+        described: The description that the README uses.
+        pool: The pool.
+        licence: Licence of the base images.
+        creator: Who made the pool; "" if unknown.
+        files: Files of the pool or its export, and all card files except ``croissant.json``.
+        in_zarr: Whether ``files`` contains the pool's Zarr store; False for an export.
     """
     document: dict[str, Any] = {
         "@context": _CONTEXT,
@@ -92,7 +92,7 @@ def croissant(
 
 
 def content_uri(content_digest: str) -> str:
-    """Return the URI (RFC 6920) that names a thing by its SHA-256, given in hex."""
+    """Return the RFC 6920 URI for a SHA-256 digest given in hex."""
     try:
         digest = base64.urlsafe_b64encode(bytes.fromhex(content_digest)).decode().rstrip("=")
     except ValueError:  # the manifest is untrusted
@@ -103,7 +103,7 @@ def content_uri(content_digest: str) -> str:
 def _licence(licence: Licence) -> str | dict[str, str]:
     if licence.url:
         return licence.url
-    text = f"Of the base set, which the images are derived from: {licence.text}." if licence.text else NO_LICENCE
+    text = f"Licence of the base set that the images are derived from: {licence.text}." if licence.text else NO_LICENCE
     return {"@type": "sc:CreativeWork", "name": licence.text or "unknown", "description": text}
 
 
@@ -130,7 +130,7 @@ def _provenance(described: PoolDescription, licence: Licence) -> dict[str, Any]:
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:label": f"lsmix mix, stage version {spec.stage_version}",
-            "sc:description": clean(f"Settings: {settings}. All that is needed to make every pixel again: plan.json."),
+            "sc:description": clean(f"Settings: {settings}. plan.json suffices to rebuild every pixel."),
             "prov:wasAssociatedWith": {
                 "@type": "prov:SoftwareAgent",
                 "prov:label": clean(f"lsmix {described.version}"),
@@ -154,14 +154,14 @@ def _file_object(file: FileRecord) -> dict[str, Any]:
 
 def _classes(pool: Pool) -> dict[str, Any]:
     rows = [{"label": label, "name": clean(name)} for label, name in enumerate(pool.class_names)]
-    return _enumeration("classes", "Name of each class.", "label", {"label": "sc:Integer", "name": "sc:Text"}, rows)
+    return _enumeration("classes", "Names of the classes.", "label", {"label": "sc:Integer", "name": "sc:Text"}, rows)
 
 
 def _statuses() -> dict[str, Any]:
     words = POOL_COLUMNS["status"].words
     rows = [{"name": name, "description": meaning} for name, meaning in words.items()]
     types = {"name": "sc:Text", "description": "sc:Text"}
-    return _enumeration("statuses", "What the statuses of samples mean.", "name", types, rows)
+    return _enumeration("statuses", "Meanings of the status column.", "name", types, rows)
 
 
 def _enumeration(
@@ -185,14 +185,14 @@ def _enumeration(
 def _samples(pool: Pool, in_zarr: bool) -> dict[str, Any]:
     height, width, channels = pool.image_shape
     where = (
-        f"the image of row r is element r of the Zarr v3 array pool.zarr/image, uint8 ({height}, {width}, {channels})."
+        f"The image of row r is element r of the Zarr v3 array pool.zarr/image, uint8 ({height}, {width}, {channels})."
     )
-    description = f"One record for each of the {len(pool)} mixed images. The pixels are no column of the table"
+    description = f"One record for each of the {len(pool):,} mixed images, without the pixels"
     return {
         "@type": "cr:RecordSet",
         "@id": "samples",
         "name": "samples",
-        "description": f"{description}: {where}" if in_zarr else f"{description}; README.md says how to read them.",
+        "description": f"{description}. {where}" if in_zarr else f"{description}; see README.md for how to load them.",
         "key": {"@id": "samples/row"},
         "field": [_field(field) for field in table_fields(pool, in_zarr=in_zarr)],
     }
@@ -208,6 +208,6 @@ def _field(field: TableField) -> dict[str, Any]:
         "source": {"fileObject": {"@id": SAMPLES_FILE}, "extract": {"column": field.name}},
     }
     if field.kind == "label":
-        # mlcroissant 1.1.1 takes no reference without "field"
+        # mlcroissant 1.1.1 does not accept a reference without "field".
         described["references"] = {"field": {"@id": "classes/label"}}
     return described

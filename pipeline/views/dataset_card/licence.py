@@ -1,6 +1,6 @@
-"""The licence of the images behind a pool, under the names by which licence lists and hubs know it.
+"""Licences of images, and their identifiers at SPDX and on the Hugging Face Hub.
 
-Unrecognised licences are passed on as ``other``, missing ones as ``unknown``; nothing is guessed.
+Unrecognised licences map to ``other`` and missing licences to ``unknown``; nothing is guessed.
 """
 
 import re
@@ -12,7 +12,7 @@ __all__ = ["NO_LICENCE", "Licence", "read_licence"]
 
 NO_LICENCE: Final = "No licence is recorded for these images. Set data.licence in the recipe."
 
-# SPDX identifiers whose lower-case form is also what the Hugging Face hub calls the licence.
+# SPDX identifiers whose lower-case form is the identifier on the Hugging Face Hub.
 _ON_THE_HUB: Final = (
     "Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-2.0", "CC-BY-2.5", "CC-BY-3.0", "CC-BY-4.0",
     "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-2.0", "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-3.0",
@@ -27,20 +27,20 @@ _HUB_NAMES: Final = {
 
 
 class Licence(NamedTuple):
-    """A licence, as people and programs name it."""
+    """A licence as free text and as identifiers."""
 
-    text: str  # as it is given; "" where none is named
-    spdx: str  # identifier in the list at spdx.org; "" where it has none
-    hub: str  # what the front matter of a data-set card calls it: an identifier of the hub, "other" or "unknown"
+    text: str  # as given; "" if none is named
+    spdx: str  # SPDX identifier; "" if unrecognised
+    hub: str  # value for the front matter of a dataset card: a Hub identifier, "other" or "unknown"
 
     @property
     def url(self) -> str:
-        """Page of the licence at spdx.org, or ""."""
+        """The page of the licence at spdx.org, or ""."""
         return f"https://spdx.org/licenses/{self.spdx}" if self.spdx else ""
 
 
 def read_licence(text: str) -> Licence:
-    """Return a licence by its SPDX identifier or in words, as a data set or a user names it; "" is none.
+    """Return the licence for an SPDX identifier or free text from a data set or a user; "" means none.
 
     Example:
         >>> from lsmix.pipeline.views.dataset_card.licence import read_licence

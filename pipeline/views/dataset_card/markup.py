@@ -1,6 +1,6 @@
-"""Untrusted text in the documents of a card: class names, licences and citations, escaped for Markdown and YAML.
+"""Escaping of untrusted text in card documents (class names, licences, citations) for Markdown and YAML.
 
-Templates escape all that they print; only a ``Markup`` that this program made goes through as it is.
+Templates escape every value that they print, except ``Markup``, which only lsmix creates.
 """
 
 import html
@@ -18,18 +18,18 @@ __all__ = ["Markup", "clean", "markdown", "render", "yaml_value"]
 
 
 class Markup(str):
-    """Markdown that this program wrote, not to be escaped again."""
+    """Trusted Markdown that is not escaped again."""
 
     __slots__ = ()
 
 
 def clean(text: str) -> str:
-    """Return the text without what no UTF-8 file may hold: lone surrogates become question marks."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def markdown(value: Any) -> str:
-    r"""Return a value on one line, with what Markdown and HTML would take for marks escaped.
+    r"""Return a value on one line, with all Markdown and HTML markup escaped.
 
     Example:
         >>> from lsmix.pipeline.views.dataset_card.markup import markdown
@@ -42,12 +42,12 @@ def markdown(value: Any) -> str:
 
 
 def plain(value: Any) -> Markup:
-    """Return a value on one line for a plain text, in which there are no marks."""
+    """Return a value on one line for plain-text documents, which need no escaping of markup."""
     return Markup(printable_words(str(value)))
 
 
 def yaml_value(value: Any) -> Markup:
-    r"""Return text or other values as JSON on one line, which is YAML, too; what does not print is escaped.
+    r"""Return a value as one line of JSON, which is also valid YAML; unprintable characters are escaped.
 
     Example:
         >>> from lsmix.pipeline.views.dataset_card.markup import yaml_value
@@ -59,7 +59,7 @@ def yaml_value(value: Any) -> Markup:
 
 
 def render(template: str, **values: Any) -> bytes:
-    """Return a template of this folder, filled in, as UTF-8."""
+    """Render a template of this folder as UTF-8."""
     return _environment().get_template(template).render(**values).encode()
 
 

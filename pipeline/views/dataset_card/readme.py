@@ -1,6 +1,6 @@
-"""``README.md`` and the notices in ``LICENSES/``: the mix stage writes them into a pool, with its card come statistics.
+"""``README.md`` and ``LICENSES/`` of a pool, written by the mix stage, or with statistics in a card or export.
 
-A sentence stands there only if it is true of this very pool; numbers are the pool's own.
+Every sentence must be true for the pool at hand, so conditional sentences depend on the pool's own metadata.
 """
 
 from pathlib import Path
@@ -24,30 +24,30 @@ __all__ = ["README_FILE", "PoolDescription", "write_readme"]
 
 README_FILE: Final = "README.md"
 _CLASSES_SHOWN: Final = 20
-_FACTS: Final = {"row": "int64", "class_a": "string", "class_b": "string"}  # see ``ExportJob.samples``
-_LONG: Final = 400  # letters of a setting that are shown
+_SAMPLE_METADATA: Final = {"row": "int64", "class_a": "string", "class_b": "string"}  # see ``ExportJob.samples``
+_LONG: Final = 400  # characters of a setting that are shown
 _SIZES: Final = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 
 
 class PoolDescription(NamedTuple):
-    """What is known of a pool without reading a row of it."""
+    """What is known about a pool without reading its rows."""
 
     name: str
     spec: PoolSpec
     attributes: PoolAttributes
     image_shape: tuple[int, int, int]
-    version: str  # of lsmix, which made it
+    version: str  # of lsmix, with which the pool was made
 
     @classmethod
     def of(cls, pool: Pool) -> "PoolDescription":
         """Return the description of a finished pool.
 
         Raises:
-            CorruptError: it comes without plan.json, or its plan is damaged.
-            FormatError: its plan is of a version that this lsmix does not read.
+            CorruptError: The pool has no plan.json, or it is damaged.
+            FormatError: The plan has a version that this lsmix cannot read.
         """
         if pool.spec is None:
-            raise CorruptError(f"pool {pool.location!r} comes without {PLAN_NAME}. Fetch or make it again.")
+            raise CorruptError(f"Pool {pool.location!r} has no {PLAN_NAME}. Download or rebuild the pool.")
         versions = pool.manifest.environment.get("versions")
         version = str(versions.get("lsmix", "unknown")) if isinstance(versions, dict) else "unknown"
         return cls(pool.manifest.name, pool.spec, pool.attributes, pool.image_shape, version)
@@ -59,7 +59,7 @@ class PoolDescription(NamedTuple):
 
     @property
     def text(self) -> str:
-        """One sentence on what the pool is."""
+        """A short description of the pool."""
         method = self.attributes.method
         space = ", a method from another package"
         if method in LATENT_METHODS.builtin():
@@ -68,18 +68,18 @@ class PoolDescription(NamedTuple):
             space = " in pixel space"
         return (
             f"{self.images:,} training images for classifiers, each mixed from {self.attributes.sources} images of one base "
-            f"set by {method}{space}, with the classes of its sources, the share of each, λ, and which images they were."
+            f"set by {method}{space}. Each row stores the mix, λ, and the row, class and share of every source image."
         )
 
     def citations(self, content_digest: str = "") -> list[str]:
-        """Return what to cite, one sentence each: the method's paper, lsmix with the pool's content digest, the base set."""
+        """Return the citations of the method's paper, of lsmix and the pool, and of the base set, one sentence each."""
         method, registry = self.attributes.method, LATENT_METHODS if self.spec.latent else PIXEL_METHODS
         found = [registry.entry(method).citation if method in registry else ""]
         found.append(
             f"The lsmix authors, lsmix, version {self.version}{content_digest and f'; pool with content digest {content_digest}'}."
         )
         if self.spec.origin.citation:
-            found.append(f"Of the base images: {self.spec.origin.citation.rstrip('.')}.")
+            found.append(f"Base images: {self.spec.origin.citation.rstrip('.')}.")
         return [text for text in found if text]
 
 
@@ -92,15 +92,15 @@ def write_readme(
     form: "ExportFormat | None" = None,
     encoding: str = "",
 ) -> None:
-    """Write README.md, with front matter as the Hugging Face Hub reads it, and LICENSES/ into a folder.
+    """Write README.md, with front matter for the Hugging Face Hub, and LICENSES/ into a folder.
 
     Args:
-        folder: of the pool, its card or its export.
-        described: the pool.
-        licence: of the base images.
-        card: statistics and a picture; None leaves them out.
-        form: the format of an export; None for a pool.
-        encoding: of the export's images.
+        folder: Folder of the pool, its card or its export.
+        described: Description of the pool.
+        licence: Licence of the base images.
+        card: Statistics and image of the card; None omits them.
+        form: Format of an export; None for a pool.
+        encoding: Image encoding of the export.
     """
     attributes, spec = described.attributes, described.spec
     base = _short(spec.origin.config.get("title") or "")
@@ -135,9 +135,9 @@ def write_readme(
 
 
 def _hub_features(described: PoolDescription, rows: str, encoding: str) -> list[dict[str, Any]]:
-    """Return what the columns of an export are, as Hugging Face ``datasets`` reads it; ``rows`` is the form's ``hub_row``."""
+    """Return the features of an export as Hugging Face ``datasets`` writes them; ``rows`` is the form's ``hub_row``."""
     names, columns = described.attributes.class_names, list[dict[str, Any]]()
-    # datasets refuses names that stand for two classes.
+    # datasets rejects duplicate class names.
     classes = {"class_label": {"names": {str(number): clean(name) for number, name in enumerate(names)}}}
     labels = classes if len(set(names)) == len(names) else "int64"
     for column in described.attributes.columns():
@@ -147,9 +147,9 @@ def _hub_features(described: PoolDescription, rows: str, encoding: str) -> list[
     if rows != "sample":
         image = {"array3_d": {"dtype": "uint8", "shape": list(described.image_shape)}}
         return [{"name": "image", "dtype": image}, *columns]
-    columns += [{"name": name, "dtype": kind} for name, kind in _FACTS.items()]
-    beside = [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
-    return [{"name": encoding, "dtype": "image"}, {"name": "json", "struct": columns}, *beside]
+    columns += [{"name": name, "dtype": kind} for name, kind in _SAMPLE_METADATA.items()]
+    member_names = [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
+    return [{"name": encoding, "dtype": "image"}, {"name": "json", "struct": columns}, *member_names]
 
 
 def _settings(described: PoolDescription) -> list[tuple[str, Any]]:

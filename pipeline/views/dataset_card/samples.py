@@ -1,7 +1,7 @@
-"""``samples.csv``: the narrow columns of a pool as a table that any program reads, written with its card.
+"""``samples.csv``: all columns of a pool except the pixels, as a CSV table in the pool's card.
 
-It holds numbers and fixed words only, no class names, so that no reader takes one for a missing value or a formula;
-``croissant.json`` names the classes.
+The table contains only numbers and fixed words. Class names are in ``croissant.json`` instead, because programs could
+read one as a missing value or a formula.
 """
 
 import csv
@@ -18,44 +18,44 @@ from lsmix.data.pool import POOL_COLUMNS, POOL_NAME, Pool
 __all__ = ["SAMPLES_FILE", "TableField", "table_fields", "write_samples"]
 
 SAMPLES_FILE: Final = "samples.csv"
-_BLOCK_ROWS: Final = 16_384  # some 10 MB as Python objects
+_BLOCK_ROWS: Final = 16_384  # about 10 MB as Python objects
 
 
 class TableField(NamedTuple):
     """One column of the table."""
 
     name: str
-    kind: str  # as of a ``PoolColumn``
+    kind: str  # see ``PoolColumn.kind``
     description: str
-    column: str = ""  # of the pool; "" for those that say where the image is
-    place: int | None = None  # which of several further sources
+    column: str = ""  # column of the pool; "" for fields that locate the row or its image
+    position: int | None = None  # index into a column with several further sources
 
 
 def table_fields(pool: Pool, *, in_zarr: bool) -> list[TableField]:
-    """Return the columns of the table, in order; with ``in_zarr`` also where a row's image is in the pool's files."""
+    """Return the columns of the table, in order; with ``in_zarr`` including each image's chunk file and position."""
     fields = [TableField("row", "source", "row of the pool")]
     if in_zarr:
         fields += [
-            TableField("image", "word", f"file that holds the image: a chunk of the Zarr array {POOL_NAME}/image"),
-            TableField("image_row", "source", "row of the image in that chunk, uncompressed, row-major, see the card"),
+            TableField("image", "word", f"file that contains the image: a chunk of the Zarr array {POOL_NAME}/image"),
+            TableField("image_row", "source", "row of the image in that chunk, uncompressed, row-major, see README.md"),
         ]
     for column in pool.attributes.columns():
         if column.row == "number":
             fields.append(TableField(column.name, column.kind, column.description, column.name))
         if column.row == "more":
-            for place in range(pool.sources - 2):
-                name, described = column.name.replace("more", str(place + 3)), f"{column.description}: of x{place + 3}"
-                fields.append(TableField(name, column.kind, described, column.name, place))
+            for index in range(pool.sources - 2):
+                name, described = column.name.replace("more", str(index + 3)), f"{column.description}: of x{index + 3}"
+                fields.append(TableField(name, column.kind, described, column.name, index))
     return fields
 
 
 def write_samples(pool: Pool, path: Path, *, in_zarr: bool) -> None:
-    """Write the table block by block beside ``path``, then rename it there.
+    """Write the table atomically to ``path``, block by block.
 
     Raises:
-        CorruptError: a value is out of its range, or a chunk is damaged.
+        CorruptError: A value is out of range, or a chunk is damaged.
     """
-    with atomic_path(path) as beside, beside.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.writelines(_table(pool, in_zarr=in_zarr))
 
 
@@ -79,4 +79,4 @@ def _table(pool: Pool, *, in_zarr: bool) -> Iterator[bytes]:
 
 def _texts(block: dict[str, NDArray[Any]], field: TableField) -> list[Any]:
     values = block[field.column]
-    return POOL_COLUMNS[field.column].as_text(values if field.place is None else values[:, field.place])
+    return POOL_COLUMNS[field.column].as_text(values if field.position is None else values[:, field.position])

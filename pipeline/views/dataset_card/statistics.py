@@ -1,4 +1,4 @@
-"""The statistics, the example and the picture of a pool's card, all from one pass over the pool."""
+"""The statistics, the example and the image of a pool's card, computed in one pass over the pool."""
 
 from typing import Final, NamedTuple
 
@@ -9,40 +9,41 @@ from lsmix.pipeline.views.pool_summary import BINS, source_parts, summarise_pool
 
 __all__ = ["CardStatistics", "card_statistics"]
 
-_ROWS = 4  # of the picture
+_ROWS = 4  # of the image grid
 _CANDIDATES = 48  # rows from which the example is chosen
-_DECODE_FAILED: Final = "the flow could not decode it well, and it was kept as the settings ask"
+_DECODE_FAILED: Final = "the mix failed to decode, and the settings say to keep it"
 
 
 class CardStatistics(NamedTuple):
-    """All that a card says of a pool's rows."""
+    """The statistics of a pool's rows that its card shows."""
 
-    content_digest: str  # content digest of the pool
+    content_digest: str  # of the pool
     size: int  # bytes of the files that the card describes
-    events: list[tuple[str, int, str]]  # rows by status, with the status's meaning
-    bins: list[tuple[float, float, int, int]]  # from, to, rows by λ, rows by share of the second label
+    events: list[tuple[str, int, str]]  # status, number of rows, meaning
+    bins: list[tuple[float, float, int, int]]  # from, to, number of rows by λ, and by share of the second label
     classes: list[tuple[str, int | None, int | None]]  # name, rows as first and as second label; None if not counted
     example_row: int
     example: Sample
     parts: list[tuple[int, int, float]]  # of the example: row in the train split, class and share of each source
-    picture: bytes  # PNG; b"" where the images are neither grey nor RGB
-    picture_has_sources: bool  # whether it shows each mix between its sources
+    picture: bytes  # PNG; b"" if the images are neither grey nor RGB
+    picture_has_sources: bool  # whether the picture shows each mix between its source images
 
 
 def card_statistics(pool: Pool, size: int, train: SplitArrays | None) -> CardStatistics:
-    """Return what a card says of a pool's rows.
+    """Return the statistics for the card of a pool.
 
-    ``size`` is the number of bytes that the card describes, ``train`` the images that the pool was made from, where they are here.
+    ``size`` is the total bytes of the files that the card describes. ``train`` contains the source images of the pool,
+    or is None if they are not available.
 
     Raises:
-        CorruptError: a value is out of its range, or a chunk is damaged.
+        CorruptError: A value is out of range, or a chunk is damaged.
     """
     summary = summarise_pool(pool, _CANDIDATES)
     first, second = (
         (summary.pairs.sum(axis=axis).tolist() for axis in (1, 0)) if summary.pairs is not None else ([], [])
     )
     names = pool.class_names
-    # Really mixed rows come first.
+    # Clearly mixed rows come first.
     example_row = next((row for row, event in summary.chosen.items() if event == "ok"), next(iter(summary.chosen)))
     example = pool[example_row]
     picture = png_bytes(pool_picture(pool, train, _ROWS)) if pool.image_shape[2] in (1, 3) else b""

@@ -1,1 +1,1 @@
-"""The report of a recipe, section by section."""
+"""The HTML report of a recipe, one module per group of sections."""

@@ -1,4 +1,4 @@
-"""The report's section on the flow: its configuration, its training, and images drawn from it."""
+"""The report's section on the flow: configuration, training curves and samples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,26 +14,28 @@ from lsmix.pipeline.views.report.inputs import ReportInputs
 
 __all__ = ["flow_section"]
 
-_SMOOTHED_POINTS = 200  # of the loss curve: the mean over equal stretches shows the trend without the noise
+_SMOOTHED_POINTS = 200  # of the loss curve: means over stretches of equal length show the trend without the noise
 
 
 def flow_section(inputs: ReportInputs) -> Iterator[Section]:
-    """Return the section on the recipe's flow; none where it has none."""
+    """Yield the section on the recipe's flow, if it has a flow."""
     if not inputs.has_flow:
         return
     item = inputs.artifacts["flow"]
     rows = [(name, str(value)) for name, value in msgspec.to_builtins(inputs.flow.config).items()]
     rows += [(name.replace("_", " "), _text(value)) for name, value in item.manifest.counts.items()]
-    items: list[Table | Figure] = [Table(title="The flow", columns=("what", "value"), rows=tuple(rows))]
-    if "log.jsonl" in item.records:  # a flow of another recipe comes without its log
+    items: list[Table | Figure] = [
+        Table(title="Configuration and results", columns=("field", "value"), rows=tuple(rows))
+    ]
+    if "log.jsonl" in item.records:  # a flow from another recipe has no log here
         items += _training(item)
     if "samples.png" in item.records:
         items.append(
             Figure(
                 name="samples",
                 data=item.file("samples.png").read_bytes(),
-                alt="Images drawn from the flow.",
-                caption=f"Images drawn from the flow at temperature {item.manifest.config['temperature']}.",
+                alt="Images sampled from the flow.",
+                caption=f"Images sampled from the flow at temperature {item.manifest.config['temperature']}.",
                 density=1,
             )
         )

@@ -1,6 +1,6 @@
-"""The artifacts behind a report, opened on first use.
+"""The artifacts that a report shows, opened on first use.
 
-A recipe may have no flow, no pools and no runs, so check before use.
+A recipe may lack a flow, pools or runs, so check before use.
 """
 
 from functools import cached_property
@@ -20,7 +20,7 @@ __all__ = ["ReportInputs"]
 
 
 class ReportInputs:
-    """The artifacts of a recipe."""
+    """The artifacts of a recipe, opened on first use."""
 
     def __init__(self, task: StageTask) -> None:
         self.name = task.name  # of the recipe
@@ -29,18 +29,18 @@ class ReportInputs:
         self._device = task.device
 
     def named(self, kind: str) -> dict[str, Artifact]:
-        """Return the artifacts of a kind, "pool" or "run", by name."""
+        """Return all artifacts of a kind, "pool" or "run", by name."""
         prefix = f"{kind}:"
         return {role[len(prefix) :]: item for role, item in self.artifacts.items() if role.startswith(prefix)}
 
     @property
     def has_flow(self) -> bool:
-        """Whether the recipe has a flow of its own, with latents."""
+        """Whether the recipe has a flow, and therefore latents."""
         return "flow" in self.artifacts
 
     @cached_property
     def dataset(self) -> DataSet:
-        """The data set."""
+        """The recipe's data set."""
         return open_dataset(self.artifacts["dataset"])
 
     @cached_property
@@ -55,7 +55,7 @@ class ReportInputs:
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
-        """All pools by name."""
+        """The recipe's pools by name."""
         return {name: open_pool(item) for name, item in self.named("pool").items()}
 
     @cached_property

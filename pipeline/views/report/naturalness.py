@@ -1,6 +1,6 @@
-"""The report's section on how natural mixes are: two tables, two plots, and the mixes themselves.
+"""The report's section on how natural the mixes are: two tables, two plots, and the mixes themselves.
 
-A likely mix need not look natural, so the text says so, and pictures are beside the numbers.
+A mix with a high likelihood may still look unnatural, so the section shows images next to the numbers.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from lsmix.pipeline.views.report.inputs import ReportInputs
 __all__ = ["naturalness_section"]
 
 _NAMES = {"held-out": "originals, held out", "test": "originals, test", "sources": "originals, sources"}
-_ELSEWHERE = "°"  # marks a seam that was measured along LS-Mix's border, where the method has none
+_ELSEWHERE = "°"  # marks seams measured along the border of LS-Mix, for methods without a border
 
 
 def naturalness_section(inputs: ReportInputs) -> Iterator[Section]:
-    """Return the section on the results of the naturalness stage; none where a recipe has no such stage."""
+    """Yield the section on the results of the naturalness stage, if the recipe has that stage."""
     item = inputs.artifacts.get("naturalness")
     if item is not None:
         result = read_naturalness(item)
@@ -31,10 +31,11 @@ def naturalness_section(inputs: ReportInputs) -> Iterator[Section]:
 
 def _text(result: Naturalness) -> str:
     return (
-        f"{result.pairs:,} pairs mixed at λ = {result.lam:g} by every method, compared with as many originals. The evaluator "
-        "flow is trained for this alone, with another seed, on the odd rows of the train split; the pairs are even rows. "
-        "Bits per dimension alone mislead: grey and blurred images are more likely than photographs. A method makes "
-        "natural mixes only if their whole distribution fits that of originals, in both directions, and if they look natural."
+        f"Every method mixes the same {result.pairs:,} pairs at λ = {result.lam:g}; the mixes are compared with as "
+        "many originals. A separate evaluator flow measures likelihood. It is trained with another seed on the odd rows "
+        "of the train split; the pairs are even rows. Do not judge by bits per dimension alone: grey and blurred images "
+        "are more likely than photographs. The mixes of a method are natural only if their likelihoods have the same "
+        "distribution as the likelihoods of originals, neither lower nor higher, and if the images look natural."
     )
 
 
@@ -48,18 +49,19 @@ def _likelihood(result: Naturalness) -> Table:
         for sample in result.samples
     ]
     parts = [
-        "Mean ± standard error. Less and more likely: by how many bits per dimension the quantiles of a sample are above and "
-        "below those of the held-out originals; their sum is the 1-Wasserstein distance. In brackets: 95% confidence "
-        f"intervals from {result.bootstrap:,} resamples. The other originals show how large a distance is by chance. A mix "
-        "of two photographs averages their detail, so every method has a narrower distribution: compare methods with the "
-        "hard cut, too."
+        "Bits per dimension: mean ± standard error. Less likely by, more likely by: how many bits per dimension the "
+        "quantiles of a sample are above and below the quantiles of the held-out originals. Distance: the sum of both, "
+        f"the 1-Wasserstein distance. Brackets: 95% confidence intervals from {result.bootstrap:,} resamples. The rows "
+        "with other originals show which distances arise by chance. A mix of two photographs averages their detail, so "
+        "every method has a narrower distribution. Therefore also compare methods with hard-cut, the control for "
+        "LS-Mix, which takes the pixels of x₂ in the regions where LS-Mix takes the latents of x₂."
     ]
     parts += _paired(result)
     missing = sum(sample.not_finite for sample in result.samples)
     if missing:
-        parts.append(f"Left out: {missing:,} images without a finite likelihood under the evaluator flow.")
+        parts.append(f"{missing:,} images without a finite likelihood under the evaluator flow are left out.")
     if result.pairs < result.pairs_asked:
-        parts.append(f"{result.pairs_asked:,} pairs were requested; there are no more held-out images or unseen pairs.")
+        parts.append(f"{result.pairs_asked:,} pairs were requested; there are too few held-out images or unseen pairs.")
     return Table(
         title="Likelihood under the evaluator flow",
         columns=("sample", "bits per dimension", "less likely by", "more likely by", "distance"),
@@ -82,21 +84,23 @@ def _appearance(result: Naturalness) -> Table:
                 "–" if sample.decode_failed is None else f"{sample.decode_failed:,}",
             )
         )
-    parts = ["Of x₂: share of the second image that was taken; CutMix cuts its box off at the border of the image."]
+    parts = ["Of x₂: the share of the second image in the mix, smaller for CutMix boxes clipped at the border."]
     if result.features:
         parts.append(
-            f"Fréchet: between Gaussians fitted to {result.features} features of this project's own classifier "
-            f"{result.classifier}. It is not the FID, and biased upwards at so few images, so compare it with that of the other "
-            "originals. The classifier was trained on the sources, not on the test images."
+            f"Fréchet: the Fréchet distance between Gaussians fitted to {result.features} features of the recipe's own "
+            f"classifier {result.classifier}. It is not the FID, and it is biased upwards for so few images, so compare "
+            "it with the value of the other originals. The classifier was trained on the source images, not on the test "
+            "images."
         )
     parts.append(
-        "Seam: mean step from pixel to pixel across the border between the two images, divided by that elsewhere, with its 95% "
-        f"confidence interval. {_ELSEWHERE}: the method has no border, so this is measured along that of LS-Mix: it shows "
-        "the effect of the position alone."
+        "Seam: the mean difference between adjacent pixels across the border between the two images, divided by the "
+        f"mean difference elsewhere, with its 95% confidence interval. {_ELSEWHERE}: the method has no border, so the "
+        "seam is measured along the border of LS-Mix and shows the effect of the position only."
     )
     if any(sample.decode_failed for sample in result.samples):
         parts.append(
-            "Failed to decode: by the rule for pools, decoded beyond the range of images; these are counted and not left out."
+            "Failed to decode: number of mixes with pixels far outside the valid range, by the rule for pools. They "
+            "are included in all other numbers."
         )
     return Table(
         title="Features and seams",
@@ -107,7 +111,7 @@ def _appearance(result: Naturalness) -> Table:
 
 
 def _paired(result: Naturalness) -> list[str]:
-    """Compare LS-Mix with the hard cut pair by pair, which is more exact than a comparison of two means."""
+    """Compare LS-Mix with the hard cut pair by pair, which is more precise than comparing two means."""
     found = {sample.name: np.array(sample.bits_per_dim, dtype=float) for sample in result.samples}
     if not {"ls-mix", HARD_CUT} <= found.keys():
         return []
@@ -117,7 +121,7 @@ def _paired(result: Naturalness) -> list[str]:
         return []
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     text = f"{differences.mean():+.3f} ± {error:.3f}".replace("-", "−")
-    return [f"LS-Mix compared with the hard cut of the same pairs: {text} bits per dimension, mean ± standard error."]
+    return [f"LS-Mix minus hard-cut on the same pairs: {text} bits per dimension, mean ± standard error."]
 
 
 def _figures(result: Naturalness, item: Artifact) -> tuple[Figure, ...]:
@@ -131,22 +135,22 @@ def _figures(result: Naturalness, item: Artifact) -> tuple[Figure, ...]:
         Figure(
             name="naturalness-sheet",
             data=item.file(SHEET_FILE).read_bytes(),
-            alt="The first pairs, mixed by each method.",
-            caption=f"The first pairs, mixed by each method at λ = {result.lam:g}; they are not selected.",
+            alt="The first pairs of images, mixed by each method.",
+            caption=f"The first pairs, mixed by each method at λ = {result.lam:g}. The pairs are not hand-picked.",
         ),
         Figure(
             name="naturalness-bits",
             data=spread_plot(spreads, f"bits per dimension, {result.evaluator_bits} bits"),
-            alt="Distribution of bits per dimension of originals and of the mixes of each method.",
-            caption="Bits per dimension under the evaluator flow: 5% to 95% thin, the middle half thick, the median as a "
-            "number. Shaded: the middle half of the held-out originals.",
+            alt="Distribution of bits per dimension for originals and for the mixes of each method.",
+            caption="Bits per dimension under the evaluator flow. Thin lines: 5% to 95%; thick lines: the middle half; "
+            "numbers: medians; shaded: the middle half of the held-out originals.",
         ),
         Figure(
             name="naturalness-distance",
             data=distance_plot(distances, "bits per dimension: too likely ← → too unlikely"),
-            alt="Distance of each method from held-out originals, in both directions.",
-            caption="Distance from the held-out originals: on the left too likely, smoother or greyer than photographs; on "
-            "the right too unlikely. Lines: 95% confidence intervals.",
+            alt="Distance of each method from the held-out originals, in both directions.",
+            caption="Distance from the held-out originals. Left: too likely (smoother or greyer than photographs). "
+            "Right: too unlikely. Lines: 95% confidence intervals.",
         ),
     )
 

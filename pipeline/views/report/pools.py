@@ -12,12 +12,12 @@ from lsmix.pipeline.views.report.inputs import ReportInputs
 
 __all__ = ["mixes_sections", "pools_section"]
 
-_OPEN_FIGURES = ("fig1", "fig4")  # of the paper; the others are folded
-_ROWS_SHOWN = 12  # failed decodes in the table; the pool itself lists them all
+_OPEN_FIGURES = ("fig1", "fig4")  # of the paper; all others are folded
+_ROWS_SHOWN = 12  # failed decodes in the table; the manifest of the pool lists all of them
 
 
 def mixes_sections(inputs: ReportInputs) -> Iterator[Section]:
-    """Return the sections with pictures of mixes: the first pool's and the paper's figures, drawn with the recipe's flow."""
+    """Yield the sections with images of mixes: the paper's figures, drawn with the recipe's flow, and a pool."""
     pools = _one_of_each_kind(inputs)
     names = FIGURES if inputs.has_flow and len(inputs.latents) > 1 else ()
     drawn = {name: _paper_figure(inputs, name) for name in names}
@@ -33,7 +33,7 @@ def mixes_sections(inputs: ReportInputs) -> Iterator[Section]:
 
 
 def pools_section(inputs: ReportInputs) -> Iterator[Section]:
-    """Return the section on the recipe's pools; none where it has none."""
+    """Yield the section on the recipe's pools, if it has any."""
     if not inputs.pools:
         return
     shown = _one_of_each_kind(inputs)
@@ -42,21 +42,19 @@ def pools_section(inputs: ReportInputs) -> Iterator[Section]:
     items += [_histogram(name, pool) for name, pool in shown.items()]
     if inputs.has_flow:
         items.append(_bits(inputs, shown))
-    left_out = len(inputs.pools) - len(shown)
-    text = (
-        f"There are pictures of one pool of each method; for the {left_out} others see the table." if left_out else ""
-    )
+    some = len(shown) < len(inputs.pools)
+    text = f"Images are shown for {len(shown):,} of {len(inputs.pools):,} pools, one of each kind." if some else ""
     yield Section(title="Pools", text=text, items=items, folded=True)
 
 
 def _paper_figure(inputs: ReportInputs, name: str) -> Figure:
     drawn = draw_figure(name, inputs.flow, inputs.latents, inputs.dataset, pairs=inputs.config.pairs)
-    failed = f" {drawn.decode_failed} of {drawn.decoded} images failed to decode." if drawn.decode_failed else ""
+    failed = f" {drawn.decode_failed:,} of {drawn.decoded:,} images failed to decode." if drawn.decode_failed else ""
     return Figure(name=name, data=figure_png(drawn), alt=drawn.alt, caption=drawn.caption + failed)
 
 
 def _pool_table(pools: dict[str, Pool]) -> Table:
-    """Return the table of pools with their counts and the first rows that failed to decode."""
+    """Return the table of pools, with their counts and the first rows that failed to decode."""
     rows = []
     for name, pool in pools.items():
         counts = pool.manifest.counts
@@ -66,15 +64,15 @@ def _pool_table(pools: dict[str, Pool]) -> Table:
         rows.append((name, pool.method, *numbers, f"{listed} … and {more:,} more" if more > 0 else listed))
     return Table(
         title="Pools",
-        columns=("pool", "method", "images", "ok", "redrawn", "replaced", "failed to decode at first, rows"),
+        columns=("pool", "method", "images", "ok", "redrawn", "replaced", "rows that failed to decode at first"),
         rows=tuple(rows),
-        note="Redrawn: the first draw failed to decode and a later one decoded well. Replaced: no draw decoded well, and "
-        "the first source is in the mix's place.",
+        note="Redrawn: the first draw failed to decode, and a later one succeeded. Replaced: no draw could be decoded, "
+        "so the pool contains the first source image instead of a mix.",
     )
 
 
 def _one_of_each_kind(inputs: ReportInputs) -> dict[str, Pool]:
-    """Return the first pool of every method, corner and number of sources."""
+    """Return the first pool of every combination of method, corner and number of sources."""
     kinds: dict[object, str] = {}
     for name, pool in inputs.pools.items():
         kinds.setdefault((pool.method, pool.sources, "corner" in pool.columns), name)
@@ -82,12 +80,12 @@ def _one_of_each_kind(inputs: ReportInputs) -> dict[str, Pool]:
 
 
 def _pool_grid(inputs: ReportInputs, name: str, pool: Pool) -> Figure:
-    more = f" The mixes have {pool.sources} sources, of which two are shown." if pool.sources > 2 else ""
+    more = f" Each mix has {pool.sources} sources; the first two are shown." if pool.sources > 2 else ""
     return Figure(
         name=f"pool-{name}",
         data=page_grid(sample_grid(pool, inputs.dataset.train.images, inputs.config.pairs), GRID_TITLES),
-        alt=f"Images of pool {name} between their sources.",
-        caption=f"Pool {name} ({pool.method}): images of the pool, each between its two sources.{more}",
+        alt=f"Images of pool {name}, each between its source images.",
+        caption=f"Pool {name} ({pool.method}): each mix is shown between its source images x₁ and x₂.{more}",
     )
 
 
@@ -97,7 +95,7 @@ def _histogram(name: str, pool: Pool) -> Figure:
         name=f"rates-{name}",
         data=histogram(summary.lam, summary.share),
         alt=f"Histograms of λ and of the share of x₂ in pool {name}.",
-        caption=f"Pool {name}: λ as drawn, and the true share of x₂.",
+        caption=f"Pool {name}: the sampled λ and the actual share of x₂.",
     )
 
 
@@ -109,8 +107,8 @@ def _bits(inputs: ReportInputs, shown: dict[str, Pool]) -> Figure:
         name="bits",
         data=spread_plot(bits, "bits per dimension"),
         alt="Bits per dimension of training images and of mixed images.",
-        caption="Likelihood of training images and of mixes under the recipe's own flow: 5% to 95% thin, the middle half "
-        "thick, the median as a number; shaded: the middle half of the training images. Both keep their own low bits "
-        "instead of noise, so values are below those of the training. Fewer bits are more likely, which is not the same "
-        "as more natural: grey and blurred images take fewer bits than photographs.",
+        caption="Likelihood of training images and mixes under the recipe's own flow. Thin lines: 5% to 95%; thick "
+        "lines: the middle half; numbers: medians; shaded: the middle half of the training images. All images keep "
+        "their own low bits instead of dequantization noise, so the values are lower than during training. Fewer bits "
+        "mean more likely, but not more natural: grey and blurred images take fewer bits than photographs.",
     )

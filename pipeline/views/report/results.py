@@ -1,4 +1,4 @@
-"""The report's sections on error rates: tables with the paper's figures beside ours, budgets, and curves."""
+"""The report's sections on error rates: tables with the paper's results for comparison, budgets, and curves."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,11 +12,11 @@ from lsmix.pipeline.views.report.inputs import ReportInputs
 
 __all__ = ["budget_table", "error_table", "notebook_html", "results_sections"]
 
-_LONG_TABLE = 6  # runs, beyond which the best three are highlighted
+_LONG_TABLE = 6  # tables with more runs highlight the best three
 
 
 def results_sections(inputs: ReportInputs) -> Iterator[Section]:
-    """Return the sections on error rates; none where the recipe has no runs."""
+    """Yield the sections on error rates, if the recipe has runs."""
     runs = inputs.runs
     if not runs:
         return
@@ -34,8 +34,8 @@ def results_sections(inputs: ReportInputs) -> Iterator[Section]:
         items.append(
             Figure(
                 name="differences",
-                data=difference_plot(differences, "error against the baseline, points"),
-                alt="Differences of all runs to the baseline with their 95% intervals.",
+                data=difference_plot(differences, "difference from baseline, percentage points"),
+                alt="Difference of each run from the baseline, with 95% intervals.",
             )
         )
     items.append(
@@ -45,7 +45,7 @@ def results_sections(inputs: ReportInputs) -> Iterator[Section]:
             alt="Test error by epoch.",
         )
     )
-    text = f"Error on the test split after the last epoch, for every run over its seeds. {verdicts(runs)}".strip()
+    text = f"Error rate on the test split after the last epoch, over the seeds of each run. {verdicts(runs)}".strip()
     yield Section(title="Error rates", text=text, items=items)
     yield Section(
         title="Budgets and training loss",
@@ -55,7 +55,7 @@ def results_sections(inputs: ReportInputs) -> Iterator[Section]:
                 name="loss-curves",
                 data=curves("Training loss", losses, "epoch", "nats"),
                 alt="Training loss by epoch, mean over seeds.",
-                caption="On mixed images the loss cannot reach zero, so do not compare it across runs.",
+                caption="The loss on mixed images cannot reach zero, so do not compare losses across runs.",
             ),
         ),
         folded=True,
@@ -63,34 +63,36 @@ def results_sections(inputs: ReportInputs) -> Iterator[Section]:
 
 
 def verdicts(runs: Sequence[RunSummary]) -> str:
-    """Return the sentence that says which runs are better or worse than the baseline; "" where none can be compared."""
+    """Return a sentence on which runs are better or worse than the baseline; "" if none can be compared."""
     found: dict[str, list[str]] = {}
     for run in runs:
         if run.verdict:
             found.setdefault(run.verdict, []).append(run.label)
-    ends = {"better": "than the baseline", "worse": "than the baseline", "no difference can be seen": "for"}
-    parts = [f"{verdict} {end}: {', '.join(found[verdict])}" for verdict, end in ends.items() if verdict in found]
+    texts = {"better": "better than", "worse": "worse than", "no difference can be seen": "no clear difference from"}
+    parts = [f"{text} the baseline: {', '.join(found[verdict])}" for verdict, text in texts.items() if verdict in found]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def notebook_html(title: str, summary: str, runs: Sequence[RunSummary]) -> str:
-    """Return a notebook's view of a run's results: a line, and the error rates, where there are any, with their verdicts."""
+    """Return the notebook view of a finished recipe as HTML: a line of text, and the error rates of its runs."""
     sections = [Section(title="", text=verdicts(runs), items=(error_table(runs, title=""),))] if runs else []
     return render_page(Page(title=title, summary=summary, sections=sections), "notebook.html.j2")
 
 
 def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note: str = "") -> Table:
-    """Return the table of error rates in the recipe's order, with the paper's figures beside ours if there are any.
+    """Return the table of error rates in the recipe's order, with a column for the paper's error rates, if any.
 
-    The lowest mean is highlighted, in long tables the best three, as in the paper's Table 1. With a baseline among the
-    runs, columns give the difference of each mean from it in points, ours with its 95% interval, and the paper's.
+    The lowest mean is highlighted, in long tables the best three, as in the paper's Table 1. If a run is the baseline,
+    further columns show the difference of each mean from it in percentage points, measured (with its 95% interval) and
+    in the paper.
     """
     baseline = next((run for run in runs if run.baseline and run.errors), None)
     papers = any(run.paper for run in runs)
     both = papers and baseline is not None and baseline.paper_mean is not None
     columns = ["run", "error rate, %", *(["paper, %"] if papers else [])]
-    columns += [*(["against baseline"] if baseline else []), *(["paper's"] if both else []), "seeds", "of each seed, %"]
+    columns += [*(["difference from baseline"] if baseline else []), *(["paper's difference"] if both else [])]
+    columns += ["seeds", "each seed, %"]
     rows = []
     for run in runs:
         cells = [run.label, run.text, *([run.paper or "–"] if papers else [])]
@@ -100,14 +102,14 @@ def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note:
             known = run is not baseline and run.paper_mean is not None
             cells.append(_points((run.paper_mean or 0.0) - (baseline.paper_mean or 0.0)) if known else "–")
         rows.append((*cells, str(len(run.errors)), ", ".join(f"{error:.2f}" for error in run.errors) or "–"))
-    brackets = " In brackets: 95% confidence interval for other seeds and other test images."
+    brackets = " Brackets: 95% confidence interval over seeds and test images."
     brackets = brackets if any(run.difference for run in runs) else ""
     done = sorted((index for index, run in enumerate(runs) if run.errors), key=lambda index: runs[index].mean)
     return Table(
         title=title,
         columns=tuple(columns),
         rows=tuple(rows),
-        note=f"Last epoch, test images; mean ± sample standard deviation over seeds.{brackets} {note}".strip(),
+        note=f"Test error after the last epoch; mean ± sample standard deviation over seeds.{brackets} {note}".strip(),
         best=tuple(done[: 3 if len(runs) > _LONG_TABLE else 1]) if len(done) > 1 else (),
     )
 
@@ -123,15 +125,15 @@ def _points(points: float) -> str:
 
 
 def budget_table(runs: Sequence[RunSummary]) -> Table:
-    """Return the table of the images, the updates and the sources that each run had."""
+    """Return the table of the images, updates and data sources of each run."""
     rows = []
     for run in runs:
         seen = "; ".join(f"{one.source}: {one.images:,} images, {one.times:g}× each" for one in run.seen)
         rows.append((run.label, f"{run.images:,}", f"{run.updates:,}", seen or "–"))
     budgets = {(run.images, run.updates) for run in runs}
     return Table(
-        title="Budget of each seed",
-        columns=("run", "images", "updates", "seen, on average"),
+        title="Budget per seed",
+        columns=("run", "images", "updates", "seen per source, on average"),
         rows=tuple(rows),
         note="All runs have the same budget."
         if len(budgets) == 1
@@ -140,7 +142,7 @@ def budget_table(runs: Sequence[RunSummary]) -> Table:
 
 
 def _by_epoch(inputs: ReportInputs, field: str) -> list[Series]:
-    """Return a line for each run: a metric's mean over its seeds, by epoch."""
+    """Return a curve for each run: the mean of a metric over the seeds, by epoch."""
     lines = []
     for run in inputs.runs:
         seeds = [read_metrics(item) for item in inputs.trainings(run.name).values()]

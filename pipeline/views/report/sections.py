@@ -1,4 +1,4 @@
-"""The report as a whole: its sections, the facts on top, warnings, and the artifacts behind it."""
+"""The report page: headline numbers, warnings, the sections in order, and the provenance of all artifacts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -16,7 +16,7 @@ from lsmix.pipeline.views.report.results import results_sections
 
 __all__ = ["SECTIONS", "build_page"]
 
-# In the order of the page; folded sections follow the open ones.
+# In page order; folded sections follow all open ones.
 SECTIONS: Final[tuple[Callable[[ReportInputs], Iterable[Section]], ...]] = (
     mixes_sections,
     results_sections,
@@ -27,7 +27,7 @@ SECTIONS: Final[tuple[Callable[[ReportInputs], Iterable[Section]], ...]] = (
 
 
 def build_page(task: StageTask) -> Page:
-    """Return the page of a recipe whose artifacts are the inputs of ``task``."""
+    """Return the report page of the recipe whose artifacts are the inputs of ``task``."""
     inputs = ReportInputs(task)
     return Page(
         title=inputs.config.title or inputs.name,
@@ -49,7 +49,9 @@ def _summary(inputs: ReportInputs) -> str:
     if not inputs.has_flow:
         return text
     config = inputs.flow.config
-    return f"{text} The flow is a Glow with L={config.levels}, K={config.steps} and width {config.hidden}."
+    return (
+        f"{text} The flow is a Glow with L={config.levels} levels of K={config.steps} steps and width {config.hidden}."
+    )
 
 
 def _facts(inputs: ReportInputs) -> Iterator[Fact]:
@@ -88,7 +90,7 @@ def _warnings(inputs: ReportInputs) -> Iterator[str]:
     for name, item in inputs.named("pool").items():
         replaced = item.manifest.counts["replaced"]
         if replaced:
-            yield f"Pool {name}: images that no draw could decode were replaced by their first source: {replaced:,}."
+            yield f"Pool {name}: {replaced:,} mixes could not be decoded and were replaced by their first source image."
     budgets = {(run.images, run.updates) for run in inputs.runs}
     if len(budgets) > 1:
         yield "The runs saw different numbers of images or updates, so comparing their error rates is not fair."
@@ -114,12 +116,12 @@ def _provenance(inputs: ReportInputs) -> Section:
     table = Table(
         columns=("artifact", "cache key", "content digest", "inputs", "time", "size", "made with"), rows=tuple(rows)
     )
-    text = "Every artifact behind this page. Equal content digests mean equal data."
+    text = "All artifacts that this page was made from. Artifacts with equal content digests have equal data."
     return Section(title="Provenance", text=text, items=(table,), folded=True)
 
 
 def _recipe(inputs: ReportInputs) -> Section:
-    """Return the configuration of all artifacts in the form of a recipe, with all defaults."""
+    """Return the section with the configuration of all artifacts as a recipe, with all defaults."""
     sections: dict[str, Mapping[str, Any]] = {"data": inputs.artifacts["dataset"].manifest.config}
     parts = ("flow", "latents", "naturalness")
     sections |= {role: inputs.artifacts[role].manifest.config for role in parts if role in inputs.artifacts}

@@ -1,4 +1,4 @@
-"""Exports: each is read by the library it is made for, with equal images and numbers, and appears whole or not at all."""
+"""Exports: the target library of each format reads equal images and numbers, and no partial export is left behind."""
 
 import hashlib
 import json
@@ -57,11 +57,11 @@ def columns_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: pool.columns[name][:] for name in pool.columns}
 
 
-def equal(found: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
+def assert_equal(found: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
     for name, values in expected.items():
         got = np.asarray(found[name])
         np.testing.assert_array_equal(got.astype(values.dtype), values, err_msg=name)
-        if values.dtype.kind == "f":  # not only equal after rounding
+        if values.dtype.kind == "f":  # exactly equal, not only after the cast above
             assert (got.astype(np.float64) == values.astype(np.float64)).all()
 
 
@@ -76,21 +76,21 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Give ``datasets`` without network, with its cache in the test's folder."""
+    """Return the module ``datasets`` in offline mode, with its cache in the test's folder."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its imports, on newer Pythons and NumPys
+        warnings.simplefilter("ignore")  # its imports warn on newer versions of Python and NumPy
         import datasets
     datasets.disable_progress_bars()
     return datasets
 
 
-# Each form in its library.
+# Each format in its library.
 
 
 @every_pool
-def test_hdf5_is_read_by_h5py(kind, invented_pool, tmp_path):
+def test_h5py_reads_an_hdf5_export(kind, invented_pool, tmp_path):
     pool = invented_pool(**POOLS[kind])
     export_pool(pool, tmp_path / "out", format="hdf5", shard_images=20)
     files = sorted((tmp_path / "out").glob("*.h5"))
@@ -104,14 +104,14 @@ def test_hdf5_is_read_by_h5py(kind, invented_pool, tmp_path):
                 found.setdefault(name, []).append(file[name][:])
             assert [name.decode() for name in file["class_names"][:]] == list(NAMES)
             about = json.loads(file["about"][()])
-    equal({name: np.concatenate(parts) for name, parts in found.items()}, columns_of(pool))
+    assert_equal({name: np.concatenate(parts) for name, parts in found.items()}, columns_of(pool))
     assert about["licence"] == "CC-BY-4.0"
     assert about["pool_content_digest"] == open_pool(pool).manifest.content_digest
 
 
 @every_pool
 @every_form
-def test_datasets_loads_an_export_by_its_folder_alone_with_class_labels(form, kind, invented_pool, tmp_path, offline):
+def test_datasets_loads_an_export_from_its_folder_with_class_labels(form, kind, invented_pool, tmp_path, offline):
     pool = invented_pool(**POOLS[kind])
     export_pool(pool, tmp_path / "out", format=form, shard_images=20)
     rows = offline.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
@@ -122,7 +122,7 @@ def test_datasets_loads_an_export_by_its_folder_alone_with_class_labels(form, ki
     expected = columns_of(pool)
     if form == "folder":
         expected = {name: values[found["row"]] for name, values in expected.items()}
-    equal(found, expected)
+    assert_equal(found, expected)
     for name, column in expected.items():
         if name != "image":
             feature = features[name].feature if name.endswith("_more") else features[name]
@@ -142,27 +142,27 @@ def test_datasets_loads_exports_with_equal_or_non_ascii_class_names(invented_poo
 
 
 @every_pool
-def test_webdataset_is_read_by_webdataset(kind, invented_pool, tmp_path):
+def test_webdataset_reads_a_webdataset_export(kind, invented_pool, tmp_path):
     pool = invented_pool(**POOLS[kind])
     export_pool(pool, tmp_path / "out", format="webdataset", shard_images=20)
     files = sorted(map(str, (tmp_path / "out").glob("*.tar")))
     assert len(files) == 3
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of webdataset, on how it splits shards
+        warnings.simplefilter("ignore")  # webdataset warns about how it splits shards
         import webdataset
 
         stream = webdataset.WebDataset(files, shardshuffle=False).decode("pil").to_tuple("png", "json")
         samples = list(stream)
     expected = columns_of(pool)
-    found = {name: [facts[name] for _, facts in samples] for name in expected if name != "image"}
-    # webdataset's "pil" turns grey images to colour
+    found = {name: [metadata[name] for _, metadata in samples] for name in expected if name != "image"}
+    # webdataset's "pil" converts greyscale images to RGB
     images = [picture(image)[..., : expected["image"].shape[-1]] for image, _ in samples]
-    equal({**found, "image": np.stack(images)}, expected)
-    assert [facts["row"] for _, facts in samples] == list(range(ROWS))
-    assert all(facts["class_b"] == NAMES[facts["label_b"]] for _, facts in samples)
+    assert_equal({**found, "image": np.stack(images)}, expected)
+    assert [metadata["row"] for _, metadata in samples] == list(range(ROWS))
+    assert all(metadata["class_b"] == NAMES[metadata["label_b"]] for _, metadata in samples)
 
 
-def test_tars_name_the_licence_and_no_user(invented_pool, tmp_path):
+def test_tars_contain_the_licence_but_no_user_name(invented_pool, tmp_path):
     pool = invented_pool()
     export_pool(pool, tmp_path / "out", format="webdataset")
     with tarfile.open(tmp_path / "out" / "pool-00000.tar") as archive:
@@ -173,11 +173,13 @@ def test_tars_name_the_licence_and_no_user(invented_pool, tmp_path):
 
 
 @every_pool
-def test_a_folder_is_sorted_by_first_label_and_its_metadata_have_the_rest(kind, invented_pool, tmp_path):
+def test_a_folder_export_sorts_images_by_first_label_and_keeps_all_columns_in_its_metadata(
+    kind, invented_pool, tmp_path
+):
     pool = invented_pool(**POOLS[kind])
     export_pool(pool, tmp_path / "out", format="folder", shard_images=5)
     images, expected = tmp_path / "out" / "images", columns_of(pool)
-    # As torchvision's ImageFolder lists it: sorted names of classes, any depth below.
+    # Listed like torchvision's ImageFolder does: sorted class names, images at any depth below them.
     classes = sorted(entry.name for entry in os.scandir(images))
     assert classes == ["0-cat", "1-d_g", "2-frog"]
     listed = {path: label for label, name in enumerate(classes) for path in (images / name).rglob("*.png")}
@@ -189,35 +191,32 @@ def test_a_folder_is_sorted_by_first_label_and_its_metadata_have_the_rest(kind, 
         assert listed[path] == label
         np.testing.assert_array_equal(picture(Image.open(path)), image)
     found = {name: [line[name] for line in lines] for name in expected if name != "image"}
-    equal({**found, "image": expected["image"]}, expected)
+    assert_equal({**found, "image": expected["image"]}, expected)
 
 
-def test_webp_is_without_loss_too(invented_pool, tmp_path):
+def test_webp_is_lossless_too(invented_pool, tmp_path):
     pool = invented_pool()
-    facts = export_pool(pool, tmp_path / "out", format="folder", image="webp")
-    assert verify(facts["folder"])["files"] == facts["files"] == ROWS + 9
-    for facts in lines_of(tmp_path / "out"):
-        with Image.open(tmp_path / "out" / facts["file_name"]) as image:
+    summary = export_pool(pool, tmp_path / "out", format="folder", image="webp")
+    assert verify(summary["folder"])["files"] == summary["files"] == ROWS + 9
+    for line in lines_of(tmp_path / "out"):
+        with Image.open(tmp_path / "out" / line["file_name"]) as image:
             assert image.format == "WEBP"
-            np.testing.assert_array_equal(picture(image), open_pool(pool).image[facts["row"]])
+            np.testing.assert_array_equal(picture(image), open_pool(pool).image[line["row"]])
 
 
-# What all forms share.
+# All formats.
 
 
 @every_form
-def test_the_same_pool_gives_the_same_bytes_and_its_manifest_has_the_digest_of_its_pixels(
-    form, invented_pool, tmp_path
-):
+def test_exports_are_reproducible_and_their_manifest_has_the_pixel_digest(form, invented_pool, tmp_path):
     pool = invented_pool(sources=3)
-    facts = [export_pool(pool, tmp_path / name, format=form, shard_images=20) for name in ("a", "b")]
+    summary, _ = [export_pool(pool, tmp_path / name, format=form, shard_images=20) for name in ("a", "b")]
     assert factory.contents(tmp_path / "a") == factory.contents(tmp_path / "b")
     digest = hashlib.sha256(open_pool(pool).image[:].tobytes()).hexdigest()
     manifest = read_manifest(tmp_path / "a")
-    assert facts[0]["pixel_digest"] == manifest.counts["pixel_digest"] == digest
-    assert (
-        facts[0]["pool_content_digest"] == manifest.inputs[0].content_digest == open_pool(pool).manifest.content_digest
-    )
+    assert summary["pixel_digest"] == manifest.counts["pixel_digest"] == digest
+    pool_digest = open_pool(pool).manifest.content_digest
+    assert summary["pool_content_digest"] == manifest.inputs[0].content_digest == pool_digest
     assert manifest.config["format"] == form
     assert (tmp_path / "a" / "plan.json").read_bytes() == (pool / "plan.json").read_bytes()
     for path in factory.contents(tmp_path / "a"):
@@ -225,17 +224,17 @@ def test_the_same_pool_gives_the_same_bytes_and_its_manifest_has_the_digest_of_i
 
 
 @every_form
-def test_verify_finds_every_byte_that_flips_and_every_file_that_comes_or_goes(form, invented_pool, tmp_path):
+def test_verify_finds_a_flipped_byte_a_missing_file_and_an_additional_file(form, invented_pool, tmp_path):
     folder = tmp_path / "out"
     export_pool(invented_pool(rows=6), folder, format=form)
     assert verify(folder)["edited"] == []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
-        for harm in (
+        for damage in (
             lambda path, content: path.write_bytes(content[:-1] + bytes([content[-1] ^ 1])),
             lambda path, _: path.unlink(),
         ):
-            harm(path, content)
+            damage(path, content)
             if name in DESCRIPTION_FILES:
                 assert verify(folder)["edited"] == [name]
             else:
@@ -258,24 +257,24 @@ def test_sha256sum_checks_an_export(form, invented_pool, tmp_path):
 
 
 @every_form
-def test_an_export_is_pushed_and_pulled_as_a_pool_is(form, invented_pool, tmp_path):
+def test_exports_can_be_pushed_and_pulled(form, invented_pool, tmp_path):
     export_pool(invented_pool(rows=6), tmp_path / "out", format=form)
     (tmp_path / "out" / "README.md").write_text("My own words.", encoding="utf-8")
-    push(tmp_path / "out", str(tmp_path / "there"))
-    pull(str(tmp_path / "there"), tmp_path / "back")
+    push(tmp_path / "out", str(tmp_path / "remote"))
+    pull(str(tmp_path / "remote"), tmp_path / "back")
     assert verify(tmp_path / "back")["edited"] == []
     assert (tmp_path / "back" / "README.md").read_text(encoding="utf-8") == "My own words."
 
 
 @every_form
-def test_a_failure_in_the_middle_leaves_nothing(form, invented_pool, tmp_path):
+def test_a_failed_export_leaves_no_files(form, invented_pool, tmp_path):
     pool = open_pool(invented_pool())
     for stop_at in (1, 3):
-        told = []
+        blocks = []
 
-        def stop(rows: int, told: list = told, stop_at: int = stop_at) -> None:
-            told.append(rows)
-            if len(told) == stop_at:
+        def stop(rows: int, blocks: list = blocks, stop_at: int = stop_at) -> None:
+            blocks.append(rows)
+            if len(blocks) == stop_at:
                 raise KeyboardInterrupt
 
         if stop_at < 2 or form in ("hdf5", "parquet", "webdataset"):
@@ -284,17 +283,17 @@ def test_a_failure_in_the_middle_leaves_nothing(form, invented_pool, tmp_path):
             assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
-def test_the_rest_of_a_killed_export_is_replaced(invented_pool, tmp_path):
+def test_the_remains_of_a_killed_export_are_replaced(invented_pool, tmp_path):
     pool = invented_pool()
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from lsmix.data.exports.writing import write_export\n"
         "from lsmix.data.pool import open_pool\n"
-        "told = []\n"
+        "blocks = []\n"
         "def kill(rows):\n"
-        "    told.append(rows)\n"
-        "    if len(told) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    blocks.append(rows)\n"
+        "    if len(blocks) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_export(open_pool(sys.argv[1]), Path(sys.argv[2]), form='hdf5', shard_images=20, on_rows=kill)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(pool), str(tmp_path / "out")], check=False)
@@ -305,7 +304,7 @@ def test_the_rest_of_a_killed_export_is_replaced(invented_pool, tmp_path):
     verify(tmp_path / "out")
 
 
-def test_nothing_is_overwritten(invented_pool, tmp_path):
+def test_existing_files_are_not_overwritten(invented_pool, tmp_path):
     pool, mine = invented_pool(), tmp_path / "mine"
     mine.mkdir()
     with pytest.raises(RecipeError, match="already exists and is not overwritten"):
@@ -322,11 +321,11 @@ def test_nothing_is_overwritten(invented_pool, tmp_path):
 def test_two_exports_to_one_folder_exclude_each_other(invented_pool, tmp_path):
     pool = open_pool(invented_pool())
 
-    def again(rows: int) -> None:
+    def export_again(rows: int) -> None:
         with pytest.raises(LockedError, match="is being written by another run"):
             write_export(pool, tmp_path / "out", form="hdf5")
 
-    write_export(pool, tmp_path / "out", form="hdf5", on_rows=again)
+    write_export(pool, tmp_path / "out", form="hdf5", on_rows=export_again)
     verify(tmp_path / "out")
 
 
@@ -342,55 +341,55 @@ def test_a_damaged_pool_is_not_exported(invented_pool, tmp_path):
     ("options", "message"),
     [
         ({"format": "tiff"}, "unknown export format 'tiff'"),
-        ({"format": "folder", "shard_images": 10_000}, "the big hubs refuse"),
+        ({"format": "folder", "shard_images": 10_000}, "the large hubs reject"),
         ({"format": "parquet", "image": "gif"}, "unknown image encoding 'gif'"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_written(options, message, invented_pool, tmp_path):
+def test_invalid_options_are_rejected_before_anything_is_written(options, message, invented_pool, tmp_path):
     with pytest.raises(RecipeError, match=message):
         export_pool(invented_pool(), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_limits_of_the_big_hubs_are_kept(invented_pool, tmp_path, monkeypatch):
+def test_exports_stay_within_the_limits_of_the_large_hubs(invented_pool, tmp_path, monkeypatch):
     pool = invented_pool()
-    monkeypatch.setattr("lsmix.data.exports.writing._MOST_HUB_FILES", 9)
-    with pytest.raises(RecipeError, match="Ask for 6 images or more"):
+    monkeypatch.setattr("lsmix.data.exports.writing._MAX_HUB_FILES", 9)
+    with pytest.raises(RecipeError, match="Choose at least 6 images per file"):
         export_pool(pool, tmp_path / "out", format="hdf5", shard_images=5)
-    monkeypatch.setattr("lsmix.data.exports.writing._MOST_FILE_BYTES", 3000)
+    monkeypatch.setattr("lsmix.data.exports.writing._MAX_FILE_BYTES", 3000)
     with pytest.raises(RecipeError, match="more than 20 GB"):
         export_pool(pool, tmp_path / "out", format="hdf5")
     monkeypatch.setattr("lsmix.data.exports.writing._FILE_BYTES", 1500)
     assert export_pool(pool, tmp_path / "out", format="hdf5")["files"] == 8 + -(-ROWS // (1500 // 113))
-    monkeypatch.setattr("lsmix.data.exports.folder._MOST_ENTRIES", 2)
-    with pytest.raises(RecipeError, match="which the big hubs refuse"):
+    monkeypatch.setattr("lsmix.data.exports.folder._MAX_ENTRIES", 2)
+    with pytest.raises(RecipeError, match="which the large hubs reject"):
         export_pool(pool, tmp_path / "folder", format="folder")
 
 
 @pytest.mark.parametrize(
     ("channels", "image", "message"), [(4, "png", "1 or 3 channels.*hdf5"), (1, "webp", "Choose png")]
 )
-def test_images_that_a_form_cannot_hold_exactly_are_refused(channels, image, message, invented_pool, tmp_path):
+def test_images_that_an_encoding_cannot_store_exactly_are_rejected(channels, image, message, invented_pool, tmp_path):
     pool = invented_pool(image_shape=(3, 3, channels))
     with pytest.raises(RecipeError, match=message):
         export_pool(pool, tmp_path / "out", format="parquet", image=image)
     export_pool(pool, tmp_path / "out", format="hdf5")
 
 
-def test_a_disk_that_is_too_small_is_named_before_anything_is_written(invented_pool, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(invented_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(DiskSpaceError, match="but only 100 B are free"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
     assert not (tmp_path / "out.part").exists()
 
 
-def test_a_missing_library_is_named_with_its_extra(invented_pool, tmp_path, monkeypatch):
+def test_a_missing_library_is_reported_with_the_extra_that_installs_it(invented_pool, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(LsmixError, match=r"pip install 'lsmix\[parquet\]'"):
         export_pool(invented_pool(), tmp_path / "out", format="parquet")
 
 
-def test_the_commands_export_and_verify(invented_pool, tmp_path, command: Callable[..., Any]):
+def test_the_commands_export_and_verify_work_on_a_pool(invented_pool, tmp_path, command: Callable[..., Any]):
     pool = invented_pool()
     done = command("export", pool, tmp_path / "out", "--format", "parquet", "--shard-images", "20", "--json", "-q")
     assert (done.code, done.err) == (0, "")
@@ -404,7 +403,7 @@ def test_the_commands_export_and_verify(invented_pool, tmp_path, command: Callab
     assert (refused.code, "already exists" in refused.err) == (1, True)
 
 
-def test_the_command_line_takes_the_formats_of_the_registry(command, monkeypatch):
+def test_the_command_line_accepts_the_formats_of_the_registry(command, monkeypatch):
     known = [*EXPORT_FORMATS.names(), "elsewhere"]
     monkeypatch.setattr(EXPORT_FORMATS, "_external", lambda: {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"})
     assert f"[{'|'.join(known)}]" in command("export", "--help").out
@@ -416,16 +415,16 @@ def test_the_command_line_takes_the_formats_of_the_registry(command, monkeypatch
 def test_an_export_in_a_format_of_another_package_is_verified_without_that_package(
     invented_pool, tmp_path, monkeypatch
 ):
-    found = {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"}
-    monkeypatch.setattr(EXPORT_FORMATS, "_external", lambda: found)
+    plugins = {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"}
+    monkeypatch.setattr(EXPORT_FORMATS, "_external", lambda: plugins)
     export_pool(invented_pool(), tmp_path / "out", format="elsewhere")
-    found.clear()
+    plugins.clear()
     assert read_manifest(tmp_path / "out").config["format"] == "elsewhere"
     verify(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["lsmix.py", "sub/pool-00000.h5", "pool-00000", "README.md.h5"])
-def test_a_format_may_only_write_files_with_names_of_exports(name, invented_pool, tmp_path, monkeypatch):
+def test_a_format_may_only_write_files_with_valid_names(name, invented_pool, tmp_path, monkeypatch):
     def write(job):
         (job.folder / name).parent.mkdir(exist_ok=True)
         (job.folder / name).write_bytes(b"")
@@ -433,27 +432,27 @@ def test_a_format_may_only_write_files_with_names_of_exports(name, invented_pool
 
     strange = replace(EXPORT_FORMATS.load("hdf5"), write=write)
     monkeypatch.setattr(EXPORT_FORMATS, "load", lambda name: strange)
-    with pytest.raises(LsmixError, match=f"wrote '{name}', a name that exports do not have"):
+    with pytest.raises(LsmixError, match=f"wrote '{name}', which is not a valid file name in an export"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_format_that_leaves_rows_out_is_found(invented_pool, tmp_path, monkeypatch):
-    lazy = replace(EXPORT_FORMATS.load("hdf5"), write=lambda job: iter(()))
-    monkeypatch.setattr(EXPORT_FORMATS, "load", lambda name: lazy)
+def test_a_format_that_leaves_out_rows_is_rejected(invented_pool, tmp_path, monkeypatch):
+    empty = replace(EXPORT_FORMATS.load("hdf5"), write=lambda job: iter(()))
+    monkeypatch.setattr(EXPORT_FORMATS, "load", lambda name: empty)
     with pytest.raises(LsmixError, match="read 0 rows of 46"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
 
 
-def test_more_files_than_a_manifest_lists_are_refused_before_anything_is_written(invented_pool, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.exports.writing._MOST_FILES", ROWS - 1)
+def test_too_many_files_for_a_manifest_are_rejected_before_anything_is_written(invented_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("lsmix.data.exports.writing._MAX_FILES", ROWS - 1)
     with pytest.raises(RecipeError, match=r"at most 45 files\. Choose webdataset, parquet or hdf5"):
         export_pool(invented_pool(), tmp_path / "out", format="folder")
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
 @pytest.mark.slow
-def test_a_manifest_of_the_most_files_of_an_export_is_read(tmp_path):
+def test_the_manifest_of_the_largest_export_can_be_read(tmp_path):
     digest = "f" * 64
     files = [
         FileRecord(

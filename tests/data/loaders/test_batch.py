@@ -1,4 +1,4 @@
-"""A soft target weighs two labels by their shares, so that a cross-entropy against it is the loss on both."""
+"""Soft targets weight two labels by their shares."""
 
 import torch
 from hypothesis import given
@@ -9,7 +9,7 @@ from lsmix.data.loaders.batch import soft_target
 
 
 @given(count=st.integers(1, 6), classes=st.integers(2, 7), seed=st.integers(0, 999))
-def test_its_cross_entropy_is_that_of_both_labels_by_their_shares(count, classes, seed):
+def test_cross_entropy_with_a_soft_target_is_the_weighted_loss_of_both_labels(count, classes, seed):
     draws = torch.Generator().manual_seed(seed)
     logits = 5 * torch.randn(count, classes, generator=draws)
     label_a, label_b = torch.randint(classes, (2, count), generator=draws)
@@ -17,7 +17,7 @@ def test_its_cross_entropy_is_that_of_both_labels_by_their_shares(count, classes
     target = soft_target(label_a, label_b, share_b, classes)
     both = [functional.cross_entropy(logits, label, reduction="none") for label in (label_a, label_b)]
     expected = ((1 - share_b) * both[0] + share_b * both[1]).mean()
-    # Two sums of float32 products in another order: some ulps of values up to about 20.
+    # Sums of float32 products in different orders: a few ulps of values up to about 20.
     torch.testing.assert_close(functional.cross_entropy(logits, target), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The order of an epoch: every row once, the same for every process, cut into equal disjoint parts."""
+"""The order of an epoch contains every row once, is the same in every process, and is split into disjoint parts."""
 
 from itertools import pairwise
 
@@ -24,17 +24,17 @@ def test_every_row_comes_exactly_once(rows, seed, epoch, shuffle, block_rows, wi
 
 
 @given(rows=ROWS, cuts=st.lists(st.floats(0, 1), max_size=6), **BLOCKS)
-def test_a_part_of_the_order_is_the_same_however_it_is_asked_for(rows, cuts, block_rows, window_blocks):
+def test_any_slice_equals_that_part_of_the_full_order(rows, cuts, block_rows, window_blocks):
     def order():
         return EpochOrder(rows, block_rows=block_rows, window_blocks=window_blocks, seed=1, epoch=2)
 
-    whole = order().slice(0, len(rows))
+    full = order().slice(0, len(rows))
     edges = [0, *sorted(int(cut * len(rows)) for cut in cuts), len(rows)]
     for start, stop in reversed(list(pairwise(edges))):
-        np.testing.assert_array_equal(order().slice(start, stop), whole[start:stop])
+        np.testing.assert_array_equal(order().slice(start, stop), full[start:stop])
 
 
-def test_seed_and_epoch_each_give_another_order():
+def test_every_seed_and_epoch_gives_a_different_order():
     orders = {
         tuple(EpochOrder(range(50), block_rows=10, window_blocks=2, seed=seed, epoch=epoch).slice(0, 50).tolist())
         for seed in range(3)
@@ -43,7 +43,7 @@ def test_seed_and_epoch_each_give_another_order():
     assert len(orders) == 9
 
 
-def test_neighbours_come_from_the_blocks_of_one_window_and_are_mixed():
+def test_consecutive_rows_are_shuffled_across_the_blocks_of_one_window():
     order = EpochOrder(range(1000), block_rows=10, window_blocks=4, seed=0, epoch=0)
     for start in range(0, 1000, 40):
         rows = order.slice(start, start + 40)
@@ -51,15 +51,15 @@ def test_neighbours_come_from_the_blocks_of_one_window_and_are_mixed():
         assert len(set(rows[:20] // 10)) > 1  # not block by block
 
 
-def test_one_block_is_a_full_permutation():
-    # The mean distance between the places of a row before and after is n/3 for a uniform permutation; its standard
-    # deviation over permutations is about n/√(22·n), here 1.4% of the mean, so 10% is never left by chance.
+def test_one_block_gives_a_full_permutation():
+    # The mean distance between a row's positions before and after is n/3 for a uniform permutation. Its standard
+    # deviation over permutations is about n/√(22·n), here 1.4% of the mean, so a deviation of 10% is no coincidence.
     rows = EpochOrder(range(2000), block_rows=2000, window_blocks=1, seed=0, epoch=0).slice(0, 2000)
     assert np.abs(rows - np.arange(2000)).mean() == pytest.approx(2000 / 3, rel=0.1)
 
 
 def test_the_order_equals_a_recorded_one():
-    # Made again with the very call below; a change breaks the resuming of runs that others have under way.
+    # Recorded with the call below. A change would break resuming for runs that users have started.
     order = EpochOrder(range(3, 17), block_rows=4, window_blocks=2, seed=7, epoch=1)
     assert order.slice(0, 14).tolist() == [3, 16, 10, 15, 9, 13, 14, 12, 8, 11, 7, 5, 4, 6]
 
@@ -87,7 +87,7 @@ def plans(total, position, batch_size, world_size, drop_last):
 
 
 @given(part=st.floats(0, 1), **PLANS)
-def test_ranks_are_disjoint_and_equal_and_leave_out_no_more_than_they_say(
+def test_ranks_get_disjoint_equal_batches_and_drop_only_the_documented_remainder(
     total, part, batch_size, world_size, drop_last
 ):
     position = int(part * total)
@@ -100,14 +100,14 @@ def test_ranks_are_disjoint_and_equal_and_leave_out_no_more_than_they_say(
         assert 1 <= spans[0][1] - spans[0][0] <= batch_size
         for start, stop in spans:
             taken.extend(range(start, stop))
-    # Disjoint, from the position on, and without a gap:
+    # Disjoint and without a gap from the position on.
     assert taken == list(range(position, position + len(taken)))
     left_out = total - position - len(taken)
     assert left_out < (batch_size * world_size if drop_last else world_size)
 
 
 @given(done=st.integers(0, 20), batch_size_2=st.integers(1, 40), world_size_2=st.integers(1, 5), **PLANS)
-def test_another_world_size_and_batch_size_take_over_exactly_the_rest(
+def test_another_world_size_and_batch_size_continue_with_exactly_the_rest(
     done, batch_size_2, world_size_2, total, batch_size, world_size, drop_last
 ):
     first = plans(total, 0, batch_size, world_size, drop_last)

@@ -1,4 +1,4 @@
-"""Loaders: an epoch is the same batches for every number of workers, resumed or not, and no thread outlives it."""
+"""Loaders: an epoch has the same batches for every setting, resumed or not, and no thread outlives it."""
 
 import gc
 import shutil
@@ -21,7 +21,7 @@ ROWS, COPIES, CLASSES = 202, 2, 5
 
 
 def images(rows):
-    """Return images that carry their own row, so that a batch says which rows it has."""
+    """Return images whose first pixel is their row number, which shows what rows a batch has."""
     content = np.random.default_rng(0).integers(0, 256, (rows, 2, 3, 3), dtype=np.uint8)
     content[:, 0, 0, 0] = np.arange(rows) % 256
     return content
@@ -50,7 +50,7 @@ def rows_of(batches):
     return [int(row) for batch in batches for row in batch[0][:, 0, 0, 0]]
 
 
-def same(first, second):
+def assert_same(first, second):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         for a, b in zip(one, other, strict=True):
@@ -58,7 +58,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("read_ahead_bytes", [0, 1, 1 << 20])
-def test_each_sample_comes_once_with_its_own_labels(pool, read_ahead_bytes):
+def test_each_sample_is_yielded_once_with_its_own_labels(pool, read_ahead_bytes):
     batches = list(PoolLoader(pool, 16, read_ahead_bytes=read_ahead_bytes))
     assert sorted(rows_of(batches)) == list(range(ROWS))
     assert rows_of(batches) != list(range(ROWS))
@@ -77,43 +77,43 @@ def test_each_sample_comes_once_with_its_own_labels(pool, read_ahead_bytes):
     assert sorted(rows_of(PoolLoader(pool, 16))) == list(range(ROWS))
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(pool):
-    def go(**settings):
+def test_the_order_depends_only_on_seed_and_epoch(pool):
+    def order(**settings):
         return rows_of(PoolLoader(pool, **({"batch_size": 16} | settings)))
 
-    assert go() == go() == go(batch_size=7) == go(read_ahead_bytes=0)
-    assert go(seed=1) != go()
-    assert go(epoch=1) != go()
-    assert go(shuffle=False) == list(range(ROWS))
+    assert order() == order() == order(batch_size=7) == order(read_ahead_bytes=0)
+    assert order(seed=1) != order()
+    assert order(epoch=1) != order()
+    assert order(shuffle=False) == list(range(ROWS))
     loader = PoolLoader(pool, 16)
     assert rows_of(loader) == rows_of(loader)
     loader.set_epoch(1)
-    assert rows_of(loader) == go(epoch=1)
+    assert rows_of(loader) == order(epoch=1)
 
 
-def test_a_loader_has_as_many_batches_as_it_says(pool):
+def test_the_length_of_a_loader_is_its_number_of_batches(pool):
     for drop_last in (False, True):
         for world_size in (1, 2, 3):
             loader = PoolLoader(pool, 16, world_size=world_size, drop_last=drop_last)
             assert len(list(loader)) == len(loader)
 
 
-def test_ranks_are_disjoint_and_equal_and_make_up_the_steps_of_one(pool):
-    whole = [rows_of([batch]) for batch in PoolLoader(pool, 24)]
+def test_ranks_get_disjoint_equal_parts_of_the_batches_of_one_process(pool):
+    single = [rows_of([batch]) for batch in PoolLoader(pool, 24)]
     ranks = [[rows_of([batch]) for batch in PoolLoader(pool, 8, rank=rank, world_size=3)] for rank in range(3)]
-    assert [[*step[0], *step[1], *step[2]] for step in zip(*ranks, strict=True)][:-1] == whole[:-1]
+    assert [[*step[0], *step[1], *step[2]] for step in zip(*ranks, strict=True)][:-1] == single[:-1]
     taken = [row for rank in ranks for batch in rank for row in batch]
     assert len(taken) == len(set(taken)) == ROWS // 3 * 3
 
 
-def test_cycling_takes_one_copy_an_epoch(pool):
+def test_cycling_yields_one_copy_per_epoch(pool):
     half = ROWS // COPIES
     for epoch in range(3):
         rows = rows_of(PoolLoader(pool, 16, copies="cycle", epoch=epoch))
         assert sorted(rows) == list(range(epoch % 2 * half, (epoch % 2 + 1) * half))
 
 
-def test_soft_targets_say_the_same_as_the_pair(pool):
+def test_soft_targets_agree_with_the_pair_of_labels(pool):
     pairs, soft = (list(PoolLoader(pool, 50, labels=labels)) for labels in ("pair", "soft"))
     for pair, (soft_images, target) in zip(pairs, soft, strict=True):
         assert torch.equal(pair.images, soft_images)
@@ -128,8 +128,8 @@ def test_soft_targets_say_the_same_as_the_pair(pool):
 @pytest.mark.parametrize("done", [0, 1, 5, 13])
 @pytest.mark.parametrize("read_ahead_bytes", [0, 1 << 20])
 def test_a_resumed_epoch_starts_with_the_next_batch(pool, done, read_ahead_bytes):
-    whole = list(PoolLoader(pool, 16, seed=5, epoch=3))
-    assert len(whole) == 13
+    full = list(PoolLoader(pool, 16, seed=5, epoch=3))
+    assert len(full) == 13
     loader = PoolLoader(pool, 16, seed=5, epoch=3, read_ahead_bytes=read_ahead_bytes)
     iterator = iter(loader)
     first = [next(iterator) for _ in range(done)]
@@ -139,13 +139,13 @@ def test_a_resumed_epoch_starts_with_the_next_batch(pool, done, read_ahead_bytes
     resumed.load_state_dict(state)
     resumed.set_epoch(3)  # as a training loop does at the start of each epoch
     assert resumed.state_dict() == state
-    same(first + list(resumed), whole)
-    same(list(resumed), whole)  # the next pass is a whole one
+    assert_same(first + list(resumed), full)
+    assert_same(list(resumed), full)  # the next pass covers the full epoch
     resumed.set_epoch(4)
-    same(list(resumed), list(PoolLoader(pool, 16, seed=5, epoch=4)))
+    assert_same(list(resumed), list(PoolLoader(pool, 16, seed=5, epoch=4)))
 
 
-def test_other_ranks_take_over_exactly_the_samples_that_are_left(pool):
+def test_another_number_of_ranks_continues_with_exactly_the_remaining_samples(pool):
     loader = PoolLoader(pool, 20, rank=1, world_size=2)
     iterator = iter(loader)
     for _ in range(3):
@@ -169,7 +169,7 @@ def test_other_ranks_take_over_exactly_the_samples_that_are_left(pool):
         ({"copies": "cycle"}, "another order"),
     ],
 )
-def test_a_state_of_another_order_is_refused(pool, settings, message):
+def test_a_state_of_another_order_is_rejected(pool, settings, message):
     state = PoolLoader(pool, 16, epoch=2).state_dict()
     loader = PoolLoader(pool, 16, **settings)
     with pytest.raises(RecipeError, match=message):
@@ -180,9 +180,9 @@ def test_a_state_of_another_order_is_refused(pool, settings, message):
 @pytest.mark.parametrize(
     "change", [{"position": 999}, {"position": -1}, {"epoch": "1"}, {"format_version": 2}, {"x": 1}]
 )
-def test_a_state_that_no_loader_gave_is_refused(pool, change):
+def test_an_invalid_state_is_rejected(pool, change):
     loader = PoolLoader(pool, 16)
-    with pytest.raises(RecipeError, match="state of"):
+    with pytest.raises(RecipeError, match=r"not the state of a loader|another order"):
         loader.load_state_dict(loader.state_dict() | change)
 
 
@@ -194,21 +194,21 @@ def test_a_state_that_no_loader_gave_is_refused(pool, change):
         ({"labels": "hard"}, "labels='hard'"),
         ({"copies": "some"}, "copies='some'"),
         ({"shuffle_blocks": 0}, "shuffle_blocks=0"),
-        ({"batch_size": 300, "drop_last": True}, "no batch would ever come"),
-        ({"world_size": 300}, "no batch would ever come"),
+        ({"batch_size": 300, "drop_last": True}, "an epoch would have no batches"),
+        ({"world_size": 300}, "an epoch would have no batches"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(pool, settings, message):
+def test_invalid_settings_are_rejected(pool, settings, message):
     with pytest.raises(RecipeError, match=message):
         PoolLoader(pool, **({"batch_size": 16} | settings))
 
 
-def test_a_negative_epoch_is_refused(pool):
-    with pytest.raises(RecipeError, match="an epoch is 0 or more, got -1"):
+def test_a_negative_epoch_is_rejected(pool):
+    with pytest.raises(RecipeError, match="epoch must be 0 or greater, got -1"):
         PoolLoader(pool, 16).set_epoch(-1)
 
 
-def test_an_iterator_that_is_dropped_stops_its_thread(pool):
+def test_deleting_an_iterator_stops_its_thread(pool):
     def running():
         return [thread for thread in threading.enumerate() if thread.name.startswith("lsmix-read-ahead")]
 
@@ -222,14 +222,14 @@ def test_an_iterator_that_is_dropped_stops_its_thread(pool):
     assert not running()
 
 
-def test_damage_that_the_reading_thread_finds_is_raised_in_the_loop(folder, tmp_path):
+def test_damage_found_by_the_reading_thread_is_raised_in_the_loop(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "p")
     factory.flip(tmp_path / "p/pool.zarr/image/c/1/0/0/0", 5)
     with pytest.raises(CorruptError, match=r"image/c/1/0/0/0' is damaged"):
         list(PoolLoader(open_pool(tmp_path / "p"), 16))
 
 
-def test_labels_outside_of_the_classes_are_found_before_training(folder, tmp_path):
+def test_labels_that_are_out_of_range_are_reported_before_the_first_batch(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "p")
     path = tmp_path / "p/pool.zarr/zarr.json"
     path.write_text(path.read_text().replace('"e"', "").replace('"d",', '"d"'))
@@ -238,23 +238,23 @@ def test_labels_outside_of_the_classes_are_found_before_training(folder, tmp_pat
         iter(PoolLoader(open_pool(tmp_path / "p"), 16))
 
 
-def test_reading_ahead_keeps_order_and_bound():
-    made = []
+def test_reading_ahead_keeps_the_order_and_its_limit():
+    read = []
 
     def items():
         for item in range(50):
-            made.append(item)
+            read.append(item)
             yield item
 
     ahead = read_ahead(items(), 10)
     for expected in range(50):
         assert next(ahead) == expected
         time.sleep(0.001)
-        assert len(made) <= expected + 1 + 10
+        assert len(read) <= expected + 1 + 10
     assert list(ahead) == []
 
 
-def test_reading_ahead_gives_the_items_before_an_error_and_then_the_error():
+def test_reading_ahead_yields_the_items_before_an_error_and_then_raises_it():
     def items():
         yield from (1, 2)
         raise KeyError("the third")
@@ -265,7 +265,7 @@ def test_reading_ahead_gives_the_items_before_an_error_and_then_the_error():
         next(ahead)
 
 
-def test_plain_images_come_in_the_form_of_a_pool():
+def test_unmixed_images_are_yielded_in_the_same_batch_type_as_pools():
     content, labels = images(100), np.arange(100) % 7
     loader = ArrayLoader(content, labels, 16, seed=1)
     batches = list(loader)
@@ -277,10 +277,10 @@ def test_plain_images_come_in_the_form_of_a_pool():
         assert not batch.share_b.any()
     resumed = ArrayLoader(content, labels, 16, seed=1)
     resumed.load_state_dict(loader.state_after(4))
-    same(list(resumed), batches[4:])
+    assert_same(list(resumed), batches[4:])
 
 
-def test_plain_images_may_be_a_read_only_map(tmp_path):
+def test_images_may_be_a_read_only_memory_map(tmp_path):
     np.save(tmp_path / "images.npy", images(30))
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     batches = list(ArrayLoader(mapped, np.zeros(30, np.uint8), 8))
@@ -297,18 +297,18 @@ def test_plain_images_may_be_a_read_only_map(tmp_path):
         (np.zeros((4, 2, 2, 3), np.uint8), np.zeros(4)),
     ],
 )
-def test_arrays_of_another_kind_are_refused(content, labels):
-    with pytest.raises(RecipeError, match="takes uint8 images"):
+def test_arrays_of_wrong_shape_or_dtype_are_rejected(content, labels):
+    with pytest.raises(RecipeError, match="needs uint8 images"):
         ArrayLoader(content, labels, 2)
 
 
-def test_a_state_of_other_labels_is_refused():
+def test_a_state_for_other_labels_is_rejected():
     first = ArrayLoader(images(10), np.zeros(10, int), 2)
     with pytest.raises(RecipeError, match="another order"):
         ArrayLoader(images(10), np.ones(10, int), 2).load_state_dict(first.state_dict())
 
 
-def test_labels_of_a_pool_with_many_rows_are_read_with_its_images(pool, monkeypatch):
+def test_labels_of_a_large_pool_are_read_with_each_batch(pool, monkeypatch):
     kept = [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)]
     monkeypatch.setattr("lsmix.data.loaders.pool_loader._ROWS_KEPT", 1)
     assert [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)] == kept

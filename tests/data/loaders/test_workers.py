@@ -1,4 +1,4 @@
-"""Workers, torchdata, ranks and trainers: however a loader is used, every row comes once an epoch, in the plain order."""
+"""With DataLoader workers, torchdata or several ranks, loaders yield every row once per epoch, in the same order."""
 
 import copy
 import importlib.util
@@ -24,7 +24,7 @@ from lsmix.data.loaders.pool_loader import PoolLoader
 from lsmix.data.pool import open_pool
 
 ROWS, BATCH = 50, 8
-# A machine with few cores warns of many workers, Python 3.12 of forks beside threads, and torch of torchdata.
+# torch warns if there are more workers than cores and about torchdata; Python 3.12 warns about forks in threaded code.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create", "ignore:.*multi-threaded", "ignore:'set_vital'"
 )
@@ -36,7 +36,7 @@ def small_pool(tmp_path_factory):
 
 
 def loader_of_rows(**options):
-    """Return a loader whose images carry their own row."""
+    """Return a loader whose images contain their row number."""
     images = np.arange(ROWS, dtype=np.uint8).reshape(-1, 1, 1, 1)
     return ArrayLoader(images, np.zeros(ROWS, int), BATCH, **options)
 
@@ -66,7 +66,7 @@ def wrapped(kind, loader, **options):
     ranks=st.integers(1, 2),
     snapshot=st.integers(1, 3),
 )
-def test_every_use_of_a_loader_gives_the_batches_of_the_plain_pass(
+def test_wrapped_and_resumed_loaders_yield_the_same_batches_as_a_plain_loader(
     kind, persistent, workers, cuts, epoch, ranks, snapshot
 ):
     options = {"num_workers": workers, "persistent_workers": persistent and workers > 0}
@@ -80,11 +80,11 @@ def test_every_use_of_a_loader_gives_the_batches_of_the_plain_pass(
     seen = []
     for taken in cuts:
         loader.set_epoch(epoch)
-        passing = iter(batches)
-        taken = min(taken, len(loader) - len(seen))  # no more: torchdata goes on with a whole pass behind the end
-        seen += rows(itertools.islice(passing, taken))
+        iterator = iter(batches)
+        taken = min(taken, len(loader) - len(seen))  # after the end, torchdata would continue with another full pass
+        seen += rows(itertools.islice(iterator, taken))
         state = loader.state_after(taken) if kind == "DataLoader" else batches.state_dict()
-        del passing
+        del iterator
         assert rows(batches) == plain(epoch, **part)  # after an early break
         loader = loader_of_rows(**part)
         batches = wrapped(kind, loader, **options)
@@ -94,13 +94,13 @@ def test_every_use_of_a_loader_gives_the_batches_of_the_plain_pass(
             batches.load_state_dict(pickle.loads(pickle.dumps(state)))
     loader.set_epoch(epoch)
     assert seen + rows(batches) == plain(epoch, **part)
-    assert rows(batches) == plain(epoch, **part)  # the pass after it is a whole one
+    assert rows(batches) == plain(epoch, **part)  # the next pass covers the full epoch
     loader.set_epoch(epoch + 1)
     assert rows(batches) == plain(epoch + 1, **part)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_loader_that_is_saved_at_the_end_of_an_epoch_goes_on_with_the_next(workers):
+def test_a_stateful_loader_saved_at_the_end_of_an_epoch_continues_with_the_next_epoch(workers):
     loader = loader_of_rows()
     batches = wrapped("StatefulDataLoader", loader, num_workers=workers)
     assert rows(batches) == plain(0)
@@ -111,7 +111,7 @@ def test_a_stateful_loader_that_is_saved_at_the_end_of_an_epoch_goes_on_with_the
     assert rows(resumed) == plain(1)
 
 
-def test_a_resumed_pass_of_workers_can_be_saved_again():
+def test_a_resumed_pass_with_workers_can_be_saved_again():
     loader = loader_of_rows()
     loader.load_state_dict(loader.state_after(2))
     batches = DataLoader(loader, batch_size=None, num_workers=2)
@@ -124,12 +124,12 @@ def test_a_resumed_pass_of_workers_can_be_saved_again():
     assert loader.state_after(3) == loader_of_rows().state_after(3)
 
 
-def test_a_state_is_refused_where_only_the_workers_know_it():
+def test_state_dict_fails_if_only_the_workers_know_the_position():
     loader = loader_of_rows()
     batches = DataLoader(loader, batch_size=None, num_workers=2)
     before = loader.state_dict()
     next(iter(batches))
-    with pytest.raises(RecipeError, match=r"keep state_after\(batches\), or use torchdata's StatefulDataLoader"):
+    with pytest.raises(RecipeError, match=r"save state_after\(batches\), or use state_dict\(\) of torchdata's"):
         loader.state_dict()
     next(iter(loader))
     assert loader.state_dict() == loader.state_after(1)
@@ -137,7 +137,7 @@ def test_a_state_is_refused_where_only_the_workers_know_it():
     assert loader.state_dict() == {**before, "epoch": 1}
 
 
-def test_the_state_of_a_worker_fits_equal_workers_only():
+def test_a_loader_without_workers_rejects_the_state_of_a_worker():
     state = _worker_state(wrapped("StatefulDataLoader", loader_of_rows(), num_workers=2))
     with pytest.raises(RecipeError, match="another order of samples"):
         loader_of_rows().load_state_dict(state)
@@ -149,12 +149,12 @@ def _worker_state(batches):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
-def test_a_copy_that_would_not_follow_the_epochs_is_refused(copied):
-    with pytest.raises(RecipeError, match="would not follow the epochs"):
+def test_loaders_cannot_be_copied(copied):
+    with pytest.raises(RecipeError, match="would not follow set_epoch"):
         copied(loader_of_rows())
 
 
-def test_a_spawned_worker_that_stays_gets_starts_and_epochs(small_pool):
+def test_a_persistent_spawned_worker_follows_start_positions_and_epochs(small_pool):
     loader = PoolLoader(small_pool, 8, copies="cycle", labels="soft")
     loader.load_state_dict(loader.state_after(2))
     batches = DataLoader(
@@ -168,7 +168,7 @@ def test_a_spawned_worker_that_stays_gets_starts_and_epochs(small_pool):
 
 
 def see_rows(rank, pool, folder, accelerated):
-    """Write the rows that a rank of two sees in each way of loading; in a process of its own."""
+    """Write the images that one of two ranks sees with each way of loading; runs in a separate process."""
     from torch import distributed
     from torch.utils.data import DistributedSampler
 
@@ -199,10 +199,10 @@ def see_rows(rank, pool, folder, accelerated):
     distributed.destroy_process_group()
 
 
-def test_two_ranks_share_the_rows(small_pool, tmp_path):
+def test_two_ranks_see_disjoint_halves_of_the_rows(small_pool, tmp_path):
     accelerated = importlib.util.find_spec("accelerate") is not None
     if accelerated:
-        import accelerate  # noqa: F401  # once, for both processes
+        import accelerate  # noqa: F401  # imported once, before the fork
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=see_rows, args=(rank, small_pool, tmp_path, accelerated)) for rank in range(2)]
     for rank in ranks:
@@ -219,13 +219,13 @@ def test_two_ranks_share_the_rows(small_pool, tmp_path):
     assert first["loader"] == first["workers"]
 
 
-def test_a_process_that_ends_within_a_pass_prints_nothing(small_pool):
-    code = "import lsmix, sys; going = iter(lsmix.PoolLoader(lsmix.open_pool(sys.argv[1]), 8)); next(going)"
+def test_a_process_that_exits_during_a_pass_prints_nothing(small_pool):
+    code = "import lsmix, sys; batches = iter(lsmix.PoolLoader(lsmix.open_pool(sys.argv[1]), 8)); next(batches)"
     done = subprocess.run([sys.executable, "-c", code, small_pool], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
 
 
-def test_a_map_style_data_set_gives_typed_rows(small_pool):
+def test_a_map_style_data_set_returns_typed_rows(small_pool):
     pool = open_pool(small_pool)
     dataset = pool.as_dataset()
     batch = next(iter(DataLoader(dataset, batch_size=5)))

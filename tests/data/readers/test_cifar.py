@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their published layouts: the same images from each, whole or not at all, nothing extracted."""
+"""The readers of CIFAR-10 and CIFAR-100: all layouts give the same images, damage is an error, nothing is extracted."""
 
 import io
 import os
@@ -30,13 +30,13 @@ SHARED = Path(os.environ.get("LSMIX_SHARED_DATA", Path(__file__).resolve().paren
 
 
 def batch(number: int, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Return planes uint8 (n, 3072) and labels of one made-up batch."""
+    """Return planes uint8 (n, 3072) and labels of a random batch."""
     rng = np.random.default_rng(number)
     return rng.integers(0, 256, (count, 3072), dtype=np.uint8), rng.integers(0, 10, count, dtype=np.uint8)
 
 
 def write(kind, parent: Path) -> Path:
-    """Write a data set of 15 train and 3 test images in one of the layouts; return its folder."""
+    """Write a data set with 15 training and 3 test images in one of the layouts; return its folder."""
     folder = parent / FOLDERS[kind.name]
     folder.mkdir()
     for number, name in enumerate(BATCHES):
@@ -85,7 +85,7 @@ def check(data) -> None:
     assert "Krizhevsky" in data.citation
 
 
-def test_a_folder_or_the_folder_above_it_is_read(kind, folder, tmp_path):
+def test_a_folder_or_its_parent_folder_is_read(kind, folder, tmp_path):
     for path in (folder, tmp_path):
         assert kind.recognise(path)
         check(kind.read(path))
@@ -97,7 +97,7 @@ def test_a_folder_or_the_folder_above_it_is_read(kind, folder, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w"])
-def test_the_archive_is_read_and_nothing_is_extracted(kind, folder, tmp_path, mode):
+def test_the_archive_is_read_without_extracting_it(kind, folder, tmp_path, mode):
     archive = pack(folder, tmp_path / "any.tar.gz", mode)
     before = sorted(tmp_path.rglob("*"))
     assert kind.recognise(archive)
@@ -107,50 +107,50 @@ def test_the_archive_is_read_and_nothing_is_extracted(kind, folder, tmp_path, mo
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_missing_batch_is_named(kind, folder, tmp_path):
+def test_the_error_for_a_missing_batch_names_it(kind, folder, tmp_path):
     gone = first_batch(folder)
     gone.unlink()
     assert kind.recognise(folder)
     for path in (folder, pack(folder, tmp_path / "any.tar.gz")):
-        with pytest.raises(SourceError, match=f"is not a whole {folder.name}: '{gone.name}' missing"):
+        with pytest.raises(SourceError, match=f"is an incomplete copy of {folder.name}: '{gone.name}' missing"):
             kind.read(path)
     with pytest.raises(SourceError, match=f"'{gone.name}' missing"):
         kind.files(folder)
 
 
-def test_a_batch_cut_short_is_named_with_its_bytes(kind, folder, tmp_path):
+def test_the_error_for_a_truncated_batch_names_it(kind, folder, tmp_path):
     cut = first_batch(folder)
     cut.write_bytes(cut.read_bytes()[:-1])
     message = (
-        f"{cut.name}'.*(expected a multiple of 3073 bytes .* found 9218 = 2 × 3073 . 3072|is damaged or no pickle)"
+        f"{cut.name}'.*(expected a multiple of 3073 bytes .* got 9218 = 2 × 3073 . 3072|is damaged or not a pickle)"
     )
     for path in (folder, pack(folder, tmp_path / "any.tar.gz")):
         with pytest.raises(SourceError, match=message):
             kind.read(path)
 
 
-def test_a_label_of_no_class_is_named(tmp_path):
+def test_a_label_without_a_class_is_rejected(tmp_path):
     folder = write(CIFAR10_BINARY, tmp_path)
     content = bytearray(first_batch(folder).read_bytes())
     content[3073] = 10
     first_batch(folder).write_bytes(content)
-    with pytest.raises(SourceError, match=r"data_batch_1.bin' has labels in 0?\d*\.\.10, expected 0\.\.9"):
+    with pytest.raises(SourceError, match=r"data_batch_1.bin' has labels from \d to 10, expected 0 to 9"):
         CIFAR10_BINARY.read(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({b"data": np.zeros((3, 3072), np.float32)}, r"holds an array of dtype 'f4'; only uint8 is read"),
+        ({b"data": np.zeros((3, 3072), np.float32)}, r"contains an array of dtype 'f4', expected uint8"),
         ({b"data": np.zeros((3, 3071), np.uint8)}, r"got shape \(3, 3071\)"),
         ({b"data": np.zeros(3072, np.uint8)}, r"got shape \(3072,\)"),
         ({b"data": [1]}, r"got list"),
-        ({b"labels": [1, 2]}, r"is not whole: 3 images, 2 labels"),
-        ({b"labels": [1, 2, 10]}, r"labels in 1\.\.10"),
+        ({b"labels": [1, 2]}, r"is damaged: 3 images but 2 labels"),
+        ({b"labels": [1, 2, 10]}, r"labels from 1 to 10"),
         ({b"labels": [1, 2, -1]}, r"must be a list of small integers"),
         ({b"labels": [1, 2, 0.5]}, r"contains code \(BINFLOAT\)"),
         ({b"labels": None, b"fine_labels": [1]}, r"must be a list of small integers"),
-        ({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}, r"holds no images"),
+        ({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}, r"contains no images"),
         ({b"data": np.zeros((), np.uint8)}, r"got shape \(\)"),
         ({b"data": None}, r"got NoneType"),
         ({b"labels": np.arange(3, dtype=np.uint8)}, r"must be a list of small integers"),
@@ -158,7 +158,7 @@ def test_a_label_of_no_class_is_named(tmp_path):
         ({b"labels": [1, True, 2]}, r"must be a list of small integers"),
     ],
 )
-def test_a_python_batch_of_another_content_is_refused(tmp_path, change, message):
+def test_a_python_batch_with_invalid_content_is_rejected(tmp_path, change, message):
     folder = write(CIFAR10_PYTHON, tmp_path)
     content = {b"data": batch(0)[0], b"labels": [0, 0, 0]} | change
     first_batch(folder).write_bytes(pickle.dumps(content, 2))
@@ -166,24 +166,24 @@ def test_a_python_batch_of_another_content_is_refused(tmp_path, change, message)
         CIFAR10_PYTHON.read(folder)
 
 
-def test_a_batch_that_is_an_empty_dictionary_is_refused_by_its_reader(tmp_path):
+def test_a_batch_that_is_an_empty_dictionary_is_rejected(tmp_path):
     folder = write(CIFAR10_PYTHON, tmp_path)
     first_batch(folder).write_bytes(b"}.")
     with pytest.raises(SourceError, match=r"data_batch_1' has no 'data'; it has \[\]. Is it a batch of CIFAR-10\?$"):
         CIFAR10_PYTHON.read(folder)
 
 
-def test_a_batch_without_labels_is_another_data_set(tmp_path):
+def test_a_batch_with_other_labels_is_rejected(tmp_path):
     folder = write(CIFAR10_PYTHON, tmp_path)
     first_batch(folder).write_bytes(pickle.dumps({b"data": batch(0)[0], b"fine_labels": [1, 2, 3]}, 2))
     with pytest.raises(SourceError, match=r"has no 'labels'; it has .*fine_labels"):
         CIFAR10_PYTHON.read(folder)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the file is written anew each time
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # every example rewrites the file
 @given(content=st.binary(max_size=60))
-@example(content=b"}.")  # a pickle after all, of nothing
-def test_noise_in_place_of_a_batch_or_of_the_names_is_a_source_error(tmp_path, content):
+@example(content=b"}.")  # a valid pickle of an empty dictionary
+def test_random_bytes_instead_of_a_batch_or_of_the_names_are_a_source_error(tmp_path, content):
     folder = tmp_path / FOLDERS[CIFAR10_PYTHON.name]
     if not folder.is_dir():
         write(CIFAR10_PYTHON, tmp_path)
@@ -195,16 +195,16 @@ def test_noise_in_place_of_a_batch_or_of_the_names_is_a_source_error(tmp_path, c
         path.write_bytes(before)
 
 
-def test_another_number_of_class_names_is_refused(kind, folder):
+def test_a_wrong_number_of_class_names_is_rejected(kind, folder):
     if kind is CIFAR10_PYTHON:
         (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES[:9]}, 2))
     else:
         (folder / "batches.meta.txt").write_text("\n".join(NAMES[:9]))
-    with pytest.raises(SourceError, match="names 9 classes, expected 10"):
+    with pytest.raises(SourceError, match="has 9 class names, expected 10"):
         kind.read(folder)
 
 
-def test_members_elsewhere_do_not_count(kind, folder, tmp_path):
+def test_members_in_other_folders_are_ignored(kind, folder, tmp_path):
     with tarfile.open(tmp_path / "any.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo(f"sub/{folder.name}/{first_batch(folder).name}")
         member.size = 4
@@ -213,34 +213,34 @@ def test_members_elsewhere_do_not_count(kind, folder, tmp_path):
     check(kind.read(tmp_path / "any.tar.gz"))
 
 
-def test_a_batch_far_too_big_is_refused_unread(kind, folder, tmp_path, monkeypatch):
+def test_an_oversized_batch_is_rejected_without_reading_it(kind, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("lsmix.data.readers.published.cifar._MAX_FILE_BYTES", 9000)
     for path in (folder, pack(folder, tmp_path / "any.tar.gz")):
-        with pytest.raises(SourceError, match="has more than 9000 bytes, as no such file"):
+        with pytest.raises(SourceError, match=r"is too large; at most 9.0 kB"):
             kind.read(path)
 
 
-def test_an_archive_that_unpacks_without_end_is_refused(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.readers.trees._MOST_TAR_BYTES", 1 << 20)
+def test_an_archive_that_unpacks_to_too_many_bytes_is_rejected(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("lsmix.data.readers.trees._MAX_TAR_BYTES", 1 << 20)
     with tarfile.open(tmp_path / "any.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("zeros")
         member.size = 4 << 20
         archive.addfile(member, io.BytesIO(bytes(4 << 20)))
-    with pytest.raises(SourceError, match="unpacks to more than 1048576 bytes"):
+    with pytest.raises(SourceError, match=r"unpacks to more than 1.0 MB"):
         kind.read(tmp_path / "any.tar.gz")
 
 
-def test_an_archive_cut_short_anywhere_is_an_error(kind, folder, tmp_path):
-    content = pack(folder, tmp_path / "whole.tar.gz").read_bytes()
-    # The last 20 bytes or so are padding and checksum, past all that counts.
+def test_a_truncated_archive_is_an_error(kind, folder, tmp_path):
+    content = pack(folder, tmp_path / "intact.tar.gz").read_bytes()
+    # The end of the archive is padding and a checksum.
     for length in range(0, len(content) - 2000, len(content) // 23):
         path = tmp_path / "cifar-10-python.tar.gz"
         path.write_bytes(content[:length])
-        with pytest.raises(SourceError, match=r"damaged or no tar"):
+        with pytest.raises(SourceError, match=r"damaged or not a tar"):
             kind.read(path)
 
 
-def test_an_archive_of_something_else_is_not_recognised(kind, tmp_path):
+def test_other_archives_are_not_recognised(kind, tmp_path):
     (tmp_path / "notes").mkdir()
     assert not kind.recognise(pack(tmp_path / "notes", tmp_path / "any.tar.gz"))
     (tmp_path / "noise.tar.gz").write_bytes(b"\x1f\x8bnoise")
@@ -256,7 +256,7 @@ FORMATS_100 = [CIFAR100_PYTHON, CIFAR100_BINARY]
 
 
 def write100(kind, parent: Path, **more) -> Path:
-    """Write 3 train and 3 test images in one of the layouts of CIFAR-100; return its folder."""
+    """Write a data set with 3 training and 3 test images in one of the layouts of CIFAR-100; return its folder."""
     folder = parent / kind.name.replace("cifar100", "cifar-100")
     folder.mkdir()
     for number, name in enumerate(["train", "test"]):
@@ -283,7 +283,7 @@ def kind100(request):
 
 @pytest.mark.parametrize("place", ["folder", "parent", "archive"])
 @pytest.mark.parametrize(("labels", "names", "shift"), [("fine", FINE, 90), ("coarse", COARSE, 0)])
-def test_fine_and_coarse_labels_are_read_from_every_place(kind100, tmp_path, place, labels, names, shift):
+def test_fine_and_coarse_labels_are_read_from_folders_and_archives(kind100, tmp_path, place, labels, names, shift):
     (tmp_path / "in").mkdir()
     folder = write100(kind100, tmp_path / "in")
     path = {"folder": folder, "parent": tmp_path / "in", "archive": pack(folder, tmp_path / "any.tar.gz")}[place]
@@ -295,36 +295,38 @@ def test_fine_and_coarse_labels_are_read_from_every_place(kind100, tmp_path, pla
     assert data.class_names == tuple(names)
 
 
-def test_coarse_labels_of_another_data_set_are_refused(kind, folder):
+def test_coarse_labels_are_rejected_for_other_data_sets(kind, folder):
     with pytest.raises(
         RecipeError, match=rf'labels = "coarse" is for cifar100-python and cifar100-binary, but .* is {kind.name}'
     ):
         read_source(SourceConfig(path=str(folder), labels="coarse"))
 
 
-def test_a_batch_of_cifar_100_cut_short_is_named(tmp_path):
+def test_errors_name_damaged_and_missing_batches_of_cifar_100(tmp_path):
     folder = write100(CIFAR100_BINARY, tmp_path)
     content = (folder / "train.bin").read_bytes()
     (folder / "train.bin").write_bytes(content[:-1])
-    with pytest.raises(SourceError, match=r"multiple of 3074 bytes \(2 labels and 3072 pixels an image\), found 9221"):
+    with pytest.raises(SourceError, match=r"multiple of 3074 bytes \(2 labels and 3072 pixels per image\), got 9221"):
         CIFAR100_BINARY.read(folder)
     (folder / "train.bin").write_bytes(content[:3075] + b"d" + content[3076:])
-    with pytest.raises(SourceError, match=r"has labels in 9\d\.\.100, expected 0\.\.99. It is damaged or no CIFAR-100"):
+    with pytest.raises(
+        SourceError, match=r"has labels from 9\d to 100, expected 0 to 99. It is damaged or not CIFAR-100"
+    ):
         CIFAR100_BINARY.read(folder)
     (folder / "test.bin").unlink()
     assert CIFAR100_BINARY.recognise(folder)
-    with pytest.raises(SourceError, match=r"is not a whole cifar-100-binary: 'test.bin' missing"):
+    with pytest.raises(SourceError, match=r"is an incomplete copy of cifar-100-binary: 'test.bin' missing"):
         CIFAR100_BINARY.read(folder)
 
 
-def test_a_folder_that_only_has_a_file_called_test_is_no_cifar_100(tmp_path):
+def test_a_folder_with_only_a_file_named_test_is_not_recognised_as_cifar_100(tmp_path):
     (tmp_path / "test").touch()
     assert not CIFAR100_PYTHON.recognise(tmp_path)
     (tmp_path / "meta").touch()
     assert CIFAR100_PYTHON.recognise(tmp_path)
 
 
-def test_real_images_are_the_same_from_every_layout(tmp_path):
+def test_published_images_are_the_same_in_every_layout(tmp_path):
     if not (SHARED / "unpack.py").is_file():
         pytest.skip(f"real images are not at {SHARED}; set LSMIX_SHARED_DATA")
     subprocess.run([sys.executable, SHARED / "unpack.py", tmp_path, "cifar10"], check=True, stdout=subprocess.DEVNULL)
@@ -338,7 +340,7 @@ def test_real_images_are_the_same_from_every_layout(tmp_path):
             np.testing.assert_array_equal(other.splits[split].labels, read[0].splits[split].labels)
 
 
-def test_real_images_of_cifar_100_have_all_their_classes(shared_data, tmp_path):
+def test_published_images_of_cifar_100_have_all_classes(shared_data, tmp_path):
     subprocess.run([sys.executable, shared_data / "unpack.py", tmp_path, "cifar100"], check=True, capture_output=True)
     fine, coarse = (read_source(SourceConfig(path=str(tmp_path), labels=labels)) for labels in ("fine", "coarse"))
     for split, count in (("train", 15), ("test", 5)):
@@ -346,5 +348,5 @@ def test_real_images_of_cifar_100_have_all_their_classes(shared_data, tmp_path):
         assert np.bincount(fine.splits[split].labels).tolist() == [count] * 100
         assert np.bincount(coarse.splits[split].labels).tolist() == [5 * count] * 20
     together = dict.fromkeys(zip(fine.splits["train"].labels, coarse.splits["train"].labels, strict=True))
-    assert len(together) == 100, "every class lies in one superclass"
+    assert len(together) == 100, "every class belongs to one superclass"
     assert (fine.class_names[0], coarse.class_names[0]) == ("apple", "aquatic_mammals")

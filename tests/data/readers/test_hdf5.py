@@ -1,4 +1,4 @@
-"""HDF5 sources: the same arrays by any of the names in use, nothing from outside the file, no bombs."""
+"""The HDF5 reader: reads arrays by all supported names, never opens other files, and rejects decompression bombs."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def path(tmp_path) -> Path:
     ],
     ids=" ".join,
 )
-def test_arrays_are_read_by_any_of_their_names_through_known_filters(tmp_path, names, options):
+def test_arrays_are_read_by_all_supported_names_and_filters(tmp_path, names, options):
     path = tmp_path / "data.hdf5"
     with h5py.File(path, "w") as file:
         for name, array in zip(names, [IMAGES, LABELS, TEST_IMAGES, TEST_LABELS], strict=False):
@@ -67,7 +67,7 @@ def test_arrays_are_read_by_any_of_their_names_through_known_filters(tmp_path, n
     assert source_files(SourceConfig(path=str(path))) == [path]
 
 
-def test_class_names_and_grey_images_are_taken(path):
+def test_class_names_and_grey_images_are_read(path):
     with h5py.File(path, "w") as file:
         file["images"], file["labels"] = IMAGES[..., 0], LABELS
         file["class_names"] = np.char.encode(["cät", "dog", "cow"], "utf-8")
@@ -76,19 +76,19 @@ def test_class_names_and_grey_images_are_taken(path):
     np.testing.assert_array_equal(data.splits["train"].images, IMAGES[..., :1])
 
 
-def test_a_data_set_of_lsmix_is_read_with_its_heldout_images_in_train(path):
+def test_held_out_images_of_an_lsmix_data_set_are_read_as_training_images(path):
     digits = read_digits()
     write_dataset(path, digits, heldout=100, test=0, limit=None, seed=0)
-    ours, again = open_dataset(path), read(path)
-    train = again.splits["train"]
-    np.testing.assert_array_equal(train.images[:1400], ours.train.images)
-    np.testing.assert_array_equal(train.images[1400:], ours.heldout.images)
-    np.testing.assert_array_equal(again.splits["test"].images, digits.splits["test"].images)
+    stored, data = open_dataset(path), read(path)
+    train = data.splits["train"]
+    np.testing.assert_array_equal(train.images[:1400], stored.train.images)
+    np.testing.assert_array_equal(train.images[1400:], stored.heldout.images)
+    np.testing.assert_array_equal(data.splits["test"].images, digits.splits["test"].images)
     assert np.bincount(train.labels).tolist() == np.bincount(digits.splits["train"].labels).tolist()
-    assert (again.class_names, again.licence, again.citation) == (digits.class_names, digits.licence, digits.citation)
+    assert (data.class_names, data.licence, data.citation) == (digits.class_names, digits.licence, digits.citation)
 
 
-def test_a_data_set_of_lsmix_with_another_format_version_is_refused(path):
+def test_an_lsmix_data_set_with_another_format_version_is_rejected(path):
     write_dataset(path, read_digits(), heldout=0, test=0, limit=None, seed=0)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 9
@@ -100,12 +100,12 @@ def good(file) -> None:
     file["images"], file["labels"] = IMAGES, LABELS
 
 
-def replaced(name: str, **how):
+def replaced(name: str, **options):
     def write(file) -> None:
         good(file)
         if name in file:
             del file[name]
-        file.create_dataset(name, **how)
+        file.create_dataset(name, **options)
 
     return write
 
@@ -130,33 +130,33 @@ def virtual(file) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda file: None, r"must hold exactly one of: .* It holds \[\]"),
-        (lambda file: file.create_group("images"), r"must hold exactly one of: .* It holds \['images'\]"),
+        (lambda file: None, r"must contain exactly one of: .* It contains \[\]"),
+        (lambda file: file.create_group("images"), r"must contain exactly one of: .* It contains \['images'\]"),
         (replaced("x_train", data=IMAGES), None),
         (replaced("train_images", data=1), None),
-        (replaced("images", data=IMAGES.astype("f4")), r"'images' of .* must be uint8, 0 to 255; got float32"),
+        (replaced("images", data=IMAGES.astype("f4")), r"'images' in .* must be uint8, 0 to 255; got float32"),
         (replaced("images", data=IMAGES.transpose(0, 3, 1, 2)), r"channels last; got \(6, 3, 5, 4\)"),
         (replaced("images", data=np.zeros((0, 4, 4, 3), "u1")), r"must be integers of shape \(0,\)"),
         (replaced("labels", data=np.zeros(6)), r"must be integers of shape \(6,\)"),
         (replaced("labels", data=np.arange(5)), r"must be integers of shape \(6,\)"),
-        (replaced("labels", data=np.array(list("abcdef"), object), dtype=h5py.string_dtype()), r"only plain numbers"),
-        (replaced("labels", data=np.zeros(6, [("a", "i4")])), r"only plain numbers are read"),
-        (replaced("labels", shape=(6,), dtype=h5py.vlen_dtype(np.int32)), r"only plain numbers are read"),
-        (replaced("labels", data=-LABELS), r"are in -2\.\.0"),
-        (replaced("class_names", data=["a", "b", "c"]), r"text of fixed length; got object of shape \(3,\)"),
+        (replaced("labels", data=np.array(list("abcdef"), object), dtype=h5py.string_dtype()), r"reads numbers, no objects"),
+        (replaced("labels", data=np.zeros(6, [("a", "i4")])), r"reads numbers, no objects"),
+        (replaced("labels", shape=(6,), dtype=h5py.vlen_dtype(np.int32)), r"reads numbers, no objects"),
+        (replaced("labels", data=-LABELS), r"range from -2 to 0"),
+        (replaced("class_names", data=["a", "b", "c"]), r"fixed-length strings; got object of shape \(3,\)"),
         (replaced("class_names", data=np.array([b"a"])), r"there are 1 class names"),
-        (replaced("class_names", data=np.arange(3)), r"text of fixed length; got int64"),
+        (replaced("class_names", data=np.arange(3)), r"fixed-length strings; got int64"),
         (replaced("images", shape=IMAGES.shape, dtype="u1", external=[("/etc/passwd", 0, 360)]), r"is stored in other files"),
         (virtual, r"is stored in other files"),
-        (linked("images", h5py.SoftLink("/elsewhere")), r"links 'images' to another place"),
-        (linked("labels", h5py.ExternalLink("other.h5", "/labels")), r"links 'labels' to another place"),
-        (replaced("images", shape=(1 << 30, 4, 4, 3), dtype="u1", chunks=(1, 4, 4, 3)), r"would take 51539607552 bytes"),
-        (replaced("images", shape=IMAGES.shape, dtype="u1", chunks=(1, 5, 4, 3)), r"was never written whole"),
-        (replaced("images", shape=IMAGES.shape, dtype="u1"), r"was never written whole"),
-        (replaced("images", data=IMAGES, scaleoffset=0), r"through filters that are not read here"),
+        (linked("images", h5py.SoftLink("/elsewhere")), r"contains 'images' as a link"),
+        (linked("labels", h5py.ExternalLink("other.h5", "/labels")), r"contains 'labels' as a link"),
+        (replaced("images", shape=(1 << 30, 4, 4, 3), dtype="u1", chunks=(1, 4, 4, 3)), r"needs 51\.5 GB"),
+        (replaced("images", shape=IMAGES.shape, dtype="u1", chunks=(1, 5, 4, 3)), r"was not written completely"),
+        (replaced("images", shape=IMAGES.shape, dtype="u1"), r"was not written completely"),
+        (replaced("images", data=IMAGES, scaleoffset=0), r"uses filters that lsmix does not support"),
     ],
 )  # fmt: skip
-def test_a_file_of_another_content_is_refused(path, write, message):
+def test_a_file_with_invalid_arrays_is_rejected(path, write, message):
     with h5py.File(path, "w") as file:
         write(file)
     if message is None:
@@ -166,15 +166,15 @@ def test_a_file_of_another_content_is_refused(path, write, message):
         read(path)
 
 
-def test_a_group_that_links_elsewhere_is_refused(path):
+def test_a_linked_group_is_rejected(path):
     with h5py.File(path, "w") as file:
         file["real/images"], file["real/labels"] = IMAGES, LABELS
         file["train"] = h5py.SoftLink("/real")
-    with pytest.raises(SourceError, match="links 'train/images' to another place"):
+    with pytest.raises(SourceError, match="contains 'train/images' as a link"):
         read(path)
 
 
-def test_a_chunk_that_is_stored_in_far_more_than_it_holds_is_refused(path):
+def test_a_chunk_that_is_stored_in_more_bytes_than_its_size_is_rejected(path):
     with h5py.File(path, "w") as file:
         good(file)
         del file["images"]
@@ -185,14 +185,14 @@ def test_a_chunk_that_is_stored_in_far_more_than_it_holds_is_refused(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all", b"\x89HDF\r\n\x1a\n"])
-def test_other_files_than_hdf5_are_refused(path, content):
+def test_files_that_are_not_hdf5_are_rejected(path, content):
     path.write_bytes(content)
-    with pytest.raises(SourceError, match="is damaged or no HDF5 file"):
+    with pytest.raises(SourceError, match="is damaged or not an HDF5 file"):
         read(path)
 
 
 @pytest.fixture(scope="module", params=[{}, {"compression": "gzip"}, {"compression": "lzf"}], ids=str)
-def whole(request, tmp_path_factory):
+def intact(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("hdf5") / "data.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("train/images", data=IMAGES, **request.param)
@@ -203,8 +203,8 @@ def whole(request, tmp_path_factory):
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_damage_anywhere_is_an_error_or_gives_whole_arrays(whole, data):
-    path, content = whole
+def test_a_damaged_file_is_a_source_error_or_gives_complete_arrays(intact, data):
+    path, content = intact
     damaged = bytearray(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
     for position, value in data.draw(
         st.lists(st.tuples(st.integers(0, len(content)), st.integers(0, 255)), max_size=4)

@@ -1,4 +1,4 @@
-"""Image files: nothing is lost silently, sizes and pixels come out as documented, and all layouts give the same rows."""
+"""Image files: no file is left out silently, pixels are as documented, and all layouts give the same data set."""
 
 import io
 import json
@@ -46,10 +46,10 @@ def left_out(data: PublishedData) -> dict[str, int]:
     return {group.reason: group.files for group in data.report.left_out}
 
 
-# The cases in which files were lost without a word.
+# Files that must not be left out silently.
 
 
-def test_phone_and_browser_formats_are_read_or_named(tmp_path):
+def test_phone_and_browser_formats_are_read_or_reported(tmp_path):
     base(tmp_path)
     for number in range(5):
         put(tmp_path / f"a/IMG_{number}.jfif", "JPEG")
@@ -64,14 +64,14 @@ def test_phone_and_browser_formats_are_read_or_named(tmp_path):
     assert list(left_out(data).values()) == [5]
 
 
-def test_sub_folders_of_a_class_count(tmp_path):
+def test_images_in_sub_folders_of_a_class_are_read(tmp_path):
     base(tmp_path)
     for number in range(5):
         put(tmp_path / f"a/session2/deep/{number}.png")
     assert used(read(tmp_path)) == {"train": 25, "classes": 2}
 
 
-def test_links_to_missing_files_are_named_or_counted(tmp_path):
+def test_links_to_missing_files_are_reported_or_counted(tmp_path):
     base(tmp_path)
     for number in range(25):
         (tmp_path / f"a/l{number}.png").symlink_to(f"/nowhere/{number}.png")
@@ -81,7 +81,7 @@ def test_links_to_missing_files_are_named_or_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["valid", "Validation", "VAL", "test", "Testing"])
-def test_every_usual_split_name_is_known(tmp_path, name):
+def test_all_usual_split_names_are_recognised(tmp_path, name):
     base(tmp_path / "Train")
     base(tmp_path / name, 5)
     data = read(tmp_path)
@@ -89,14 +89,14 @@ def test_every_usual_split_name_is_known(tmp_path, name):
     assert data.report.splits == {"train": "train", "val" if name.lower().startswith("val") else "test": "test"}
 
 
-def test_val_beside_test_is_the_held_out_split(tmp_path):
+def test_val_is_the_held_out_split_if_there_is_a_test_split(tmp_path):
     base(tmp_path / "train")
     base(tmp_path / "val", 5)
     base(tmp_path / "test", 4)
     assert used(read(tmp_path)) == {"train": 20, "heldout": 10, "test": 8, "classes": 2}
 
 
-def test_a_table_of_labels_beside_one_folder_is_asked_about_and_read(tmp_path):
+def test_a_table_of_labels_next_to_a_single_folder_is_reported_and_can_be_read(tmp_path):
     lines = ["file,label"]
     for number in range(20):
         put(tmp_path / f"images/{number}.png")
@@ -104,7 +104,7 @@ def test_a_table_of_labels_beside_one_folder_is_asked_about_and_read(tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     with pytest.raises(
         SourceError,
-        match=r"no two class folders, and the table 'labels.csv' lists images.*labels_file = 'labels.csv', file_column = 'file', label_column = 'label'",
+        match=r"fewer than two class folders, but the table 'labels.csv' lists images.*labels_file = 'labels.csv', file_column = 'file', label_column = 'label'",
     ):
         read(tmp_path)
     data = read(tmp_path, labels_file="labels.csv", file_column="file")
@@ -112,7 +112,7 @@ def test_a_table_of_labels_beside_one_folder_is_asked_about_and_read(tmp_path):
     assert data.splits["train"].labels.tolist() == [0, 1] * 10
 
 
-def test_further_frames_are_counted(tmp_path):
+def test_files_with_several_frames_are_counted(tmp_path):
     base(tmp_path)
     frames = [Image.fromarray(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(5)]
     for form in ("tif", "gif", "png", "webp"):
@@ -120,11 +120,11 @@ def test_further_frames_are_counted(tmp_path):
     data = read(tmp_path)
     assert used(data) == {"train": 24, "classes": 2}
     assert data.report.notes == [
-        "files with several frames, of which the first is used: 4 (a/x.gif, a/x.png, a/x.tif, …)"
+        "only the first frame was used of files with several frames: 4 (a/x.gif, a/x.png, a/x.tif, …)"
     ]
 
 
-def test_every_other_file_is_counted_by_reason_with_three_examples(tmp_path):
+def test_unused_files_are_counted_by_reason_with_three_examples(tmp_path):
     base(tmp_path / "train")
     for number in range(4):
         put(tmp_path / f"test/{number}.png")
@@ -135,9 +135,9 @@ def test_every_other_file_is_counted_by_reason_with_three_examples(tmp_path):
     data = read(tmp_path)
     assert used(data) == {"train": 20, "classes": 2}
     assert left_out(data) == {
-        "hidden, or made by macOS": 1,
-        "beside the split folders": 1,
-        "in a split folder without class folders, so without labels": 4,
+        "hidden, or created by macOS": 1,
+        "outside of the split folders": 1,
+        "without a label, in a split folder without class folders": 4,
         "outside of the class folders": 4,
         "not a supported image type (.md)": 1,
     }
@@ -158,7 +158,7 @@ def test_damaged_images_are_reported_together_and_can_be_left_out(tmp_path):
 
 @pytest.mark.parametrize("around", ["", "set", "download/set"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_folders_around_the_classes_or_splits_are_passed_through(tmp_path, around, packed):
+def test_outer_folders_around_the_classes_or_splits_are_skipped(tmp_path, around, packed):
     base(tmp_path / "a" / around / "Train", 3)
     base(tmp_path / "a" / around / "VALID", 2)
     put(tmp_path / "a" / "preview.png")
@@ -172,7 +172,7 @@ def test_folders_around_the_classes_or_splits_are_passed_through(tmp_path, aroun
         assert used(read(path)) == {**splits, "classes": 2}
 
 
-def test_images_that_would_lose_their_labels_or_splits_are_asked_about(tmp_path):
+def test_images_whose_labels_or_splits_would_be_ignored_are_reported(tmp_path):
     base(tmp_path / "test", 2)
     base(tmp_path / "val", 2)
     with pytest.raises(SourceError, match=r"no training images, only the split folders 'test', 'val'\. Rename one"):
@@ -189,15 +189,15 @@ def test_images_that_would_lose_their_labels_or_splits_are_asked_about(tmp_path)
     assert used(read(tmp_path / "flat", **table)) == {"train": 4, "classes": 2}
     put(tmp_path / "images/images/0.png")
     assert read(tmp_path / "images").report.notes == [
-        "all images are of one class, 'images'; use class folders or data.labels_file"
+        "all images belong to one class, 'images'; use class folders or data.labels_file"
     ]
 
 
-def test_images_beside_tables_or_tars_are_counted(tmp_path):
+def test_loose_images_next_to_tables_or_tars_are_counted(tmp_path):
     for layout in (as_parquet, as_webdataset):
         path = layout(tree(), tmp_path / layout.__name__)
         put(path / "more" / "0.png")
-        assert left_out(read(path)) == {"an image file, but the data set is in other files": 1}
+        assert left_out(read(path)) == {"an image file in a data set of archives or tables": 1}
 
 
 def test_heic_photographs_are_read(tmp_path):
@@ -211,10 +211,10 @@ def test_heic_photographs_are_read(tmp_path):
     assert data.splits["train"].images.shape == (2, 32, 64, 3)
     for image, left in zip(data.splits["train"].images, ([255, 0, 0], [0, 0, 255]), strict=True):
         assert image[4, 4].tolist() == pytest.approx(left, abs=12)
-    assert data.report.notes[-1].endswith("of which the first is used: 1 (a/1.heif)")
+    assert data.report.notes[-1].endswith("of files with several frames: 1 (a/1.heif)")
 
 
-def test_heic_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+def test_the_error_for_heic_names_the_extra_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("lsmix.data.readers.images.pixels._formats", lambda: ("PNG",))
     base(tmp_path, 1)
     (tmp_path / "a" / "IMG_0.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
@@ -240,7 +240,7 @@ def halves(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg"])
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_each_fit_gives_the_size_and_keeps_left_and_right(tmp_path, fit, name):
+def test_every_fit_gives_the_target_size_and_keeps_left_and_right(tmp_path, fit, name):
     image = one(tmp_path, halves(400, 200), name, size=(32, 48), fit=fit, background="#00ff00")
     assert image.shape == (32, 48, 3)
     assert image[16, 4].tolist() == pytest.approx([255, 0, 0], abs=6)
@@ -248,11 +248,13 @@ def test_each_fit_gives_the_size_and_keeps_left_and_right(tmp_path, fit, name):
     assert (image[0, 4].tolist() == [0, 255, 0]) == (fit == "pad")
 
 
-def test_crop_cuts_the_centre(tmp_path):
+def test_crop_keeps_the_centre(tmp_path):
     pixels = np.zeros((100, 300, 3), np.uint8)
     pixels[:, 100:200] = 200
     image = one(tmp_path, Image.fromarray(pixels), size=10)
-    assert abs(image.astype(int) - 200).max() < 20  # at its edges Lanczos sees the black pixels beyond
+    assert (
+        abs(image.astype(int) - 200).max() < 20
+    )  # at the edges, the Lanczos filter includes black pixels from outside
 
 
 def test_reducing_is_antialiased(tmp_path):
@@ -261,7 +263,7 @@ def test_reducing_is_antialiased(tmp_path):
     assert abs(image.astype(int) - 127).max() <= 2
 
 
-def test_an_image_of_the_size_is_not_changed(tmp_path):
+def test_an_image_of_the_target_size_is_not_changed(tmp_path):
     pixels = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     np.testing.assert_array_equal(one(tmp_path, Image.fromarray(pixels), size=16), pixels)
 
@@ -269,7 +271,7 @@ def test_an_image_of_the_size_is_not_changed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "orientation"), [*(("x.jpg", turn) for turn in range(1, 9)), ("x.tif", 6), ("x.png", 6), ("x.webp", 6)]
 )
-def test_images_are_turned_as_their_exif_says(tmp_path, orientation, name):
+def test_images_are_rotated_by_their_exif_orientation(tmp_path, orientation, name):
     from PIL import ImageOps
 
     exif = Image.Exif()
@@ -290,7 +292,7 @@ def test_transparent_pixels_show_the_background(tmp_path):
     assert one(tmp_path, grey).tolist() == [[[7], [255]]]
 
 
-def test_16_bits_are_scaled_alike_in_grey_and_colour(tmp_path):
+def test_16_bit_grey_and_colour_images_are_scaled_alike(tmp_path):
     deep = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     assert one(tmp_path, Image.fromarray(deep))[..., 0].tolist() == [[0, 0, 1, 128, 255]]
     (tmp_path / "a" / "x.png").write_bytes(png16(deep))
@@ -298,7 +300,7 @@ def test_16_bits_are_scaled_alike_in_grey_and_colour(tmp_path):
 
 
 def png16(pixels: np.ndarray) -> bytes:
-    """Return a PNG with three equal channels of 16 bits, which Pillow cannot write."""
+    """Return a PNG with three equal 16-bit channels, which Pillow cannot write."""
     import struct
     import zlib
 
@@ -317,12 +319,12 @@ def test_cmyk_and_palettes_become_rgb(tmp_path):
     assert one(tmp_path, Image.new("RGB", (4, 4), "red").quantize(4)).tolist()[0][0] == [255, 0, 0]
 
 
-def test_images_that_were_enlarged_are_counted(tmp_path):
+def test_enlarged_images_are_counted(tmp_path):
     base(tmp_path, 3)
-    assert read(tmp_path, size=32).report.notes == ["images smaller than data.size, which were enlarged: 6"]
+    assert read(tmp_path, size=32).report.notes == ["images smaller than data.size were enlarged: 6"]
 
 
-def test_many_sizes_are_shown_by_how_often_they_occur(tmp_path):
+def test_the_error_for_several_sizes_lists_the_most_frequent_ones(tmp_path):
     for number, side in enumerate([10] * 5 + [20, 20, 30, 40, 50, 60]):
         put(tmp_path / f"a/{number:02}.png", side=side)
     with pytest.raises(
@@ -332,8 +334,8 @@ def test_many_sizes_are_shown_by_how_often_they_occur(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"size": -1}, {"size": 5000}, {"size": (0, 3)}, {"background": "pink"}])
-def test_settings_out_of_range_are_refused(change):
-    with pytest.raises(ValueError, match=r"size is a number of pixels|background is white"):
+def test_settings_out_of_range_are_rejected(change):
+    with pytest.raises(ValueError, match=r"size must be a number of pixels|background must be white"):
         SourceConfig(**change)
 
 
@@ -341,7 +343,7 @@ def test_settings_out_of_range_are_refused(change):
 
 
 def tree() -> dict[str, bytes]:
-    """Return the images of three classes by their names."""
+    """Return the images of three classes by name."""
     files = {}
     for name in ("cat", "dog", "fox"):
         for number in range(3):
@@ -469,7 +471,7 @@ LAYOUTS = {
 
 
 def ingested(command, path: Path, *more: str) -> Path:
-    """Return the data set that the command line makes of a path."""
+    """Ingest a path with the command line and return the data set."""
     (path.parent / "my.toml").write_text(f'name = "x"\n[data]\npath = "{path}"\ntest = 3\nheldout = 2\n')
     runs = path.parent / "runs"
     result = command("ingest", path.parent / "my.toml", "--workspace", runs, *more)
@@ -480,12 +482,12 @@ def ingested(command, path: Path, *more: str) -> Path:
 def test_all_layouts_give_the_same_data_set(tmp_path, command):
     from lsmix.data.dataset import open_dataset
 
-    files, made = tree(), {}
+    files, paths = tree(), {}
     for layout, pack in LAYOUTS.items():
         (tmp_path / layout).mkdir()
-        made[layout] = ingested(command, pack(files, tmp_path / layout / "set"))
-    assert len({path.read_bytes() for path in made.values()}) == 1
-    data = open_dataset(made["folder"])
+        paths[layout] = ingested(command, pack(files, tmp_path / layout / "set"))
+    assert len({path.read_bytes() for path in paths.values()}) == 1
+    data = open_dataset(paths["folder"])
     assert data.class_names == ("cat", "dog", "fox")
     images = [np.asarray(Image.open(io.BytesIO(content))) for content in files.values()]
     for split in data.splits.values():
@@ -494,7 +496,7 @@ def test_all_layouts_give_the_same_data_set(tmp_path, command):
             assert label == row // 3
 
 
-def test_numbers_in_a_webdataset_are_class_numbers(tmp_path):
+def test_integer_labels_in_a_webdataset_are_sorted_as_numbers(tmp_path):
     files = {f"{number}/x.png": content for number, content in zip((0, 1, 2, 10), tree().values(), strict=False)}
     data = read(as_webdataset(files, tmp_path / "set", lambda name: (".cls", name.encode())))
     assert data.class_names == ("0", "1", "2", "10")
@@ -505,7 +507,7 @@ def test_numbers_in_a_webdataset_are_class_numbers(tmp_path):
     }  # fmt: skip
 
 
-def test_the_order_of_a_class_label_is_kept_and_its_splits(tmp_path):
+def test_parquet_files_keep_the_order_of_class_labels_and_their_splits(tmp_path):
     path = as_parquet(tree(), tmp_path, ("fox", "unused", "cat", "dog"))
     shard = path / "data" / "train-00000-of-00001.parquet"
     (path / "data" / "validation-0.parquet").write_bytes(shard.read_bytes())
@@ -513,31 +515,31 @@ def test_the_order_of_a_class_label_is_kept_and_its_splits(tmp_path):
     assert data.class_names == ("fox", "unused", "cat", "dog")
     assert data.splits["test"].labels.tolist() == [2, 2, 2, 3, 3, 3, 0, 0, 0]
     shard.write_bytes(shard.read_bytes()[:-9])
-    with pytest.raises(SourceError, match="is damaged or no parquet file"):
+    with pytest.raises(SourceError, match="is damaged or not a Parquet file"):
         read(path)
 
 
-def test_the_export_of_a_huggingface_data_set_is_read(tmp_path):
+def test_a_hugging_face_data_set_exported_to_parquet_is_read(tmp_path):
     import datasets
 
     images = [Image.open(io.BytesIO(content)) for content in tree().values()]
     features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
-    made = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 0] * 3}, features=features)
-    made.to_parquet(tmp_path / "train.parquet")
+    dataset = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 0] * 3}, features=features)
+    dataset.to_parquet(tmp_path / "train.parquet")
     data = read(tmp_path)
     assert data.class_names == ("b", "a")
     assert data.splits["train"].labels.tolist() == [0, 1, 0] * 3
     np.testing.assert_array_equal(data.splits["train"].images[4], np.asarray(images[4]))
 
 
-def test_a_huggingface_data_set_that_was_saved_to_disk_is_read(tmp_path):
+def test_a_hugging_face_data_set_saved_to_disk_is_read(tmp_path):
     import datasets
     import pyarrow as pa
 
     images = [Image.open(io.BytesIO(content)) for content in tree().values()]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
-    made = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0] * 3}, features=features)
-    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(tmp_path / "set")
+    train = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0] * 3}, features=features)
+    datasets.DatasetDict({"train": train, "test": train.select([4, 1])}).save_to_disk(tmp_path / "set")
     data = read(tmp_path / "set")
     assert used(data) == {"train": 9, "test": 2, "classes": 2}
     assert data.class_names == ("b", "a")
@@ -547,16 +549,16 @@ def test_a_huggingface_data_set_that_was_saved_to_disk_is_read(tmp_path):
     content = shard.read_bytes()
     for damaged in (content[: len(content) // 2], content[:40] + b"\xff" * 8 + content[48:], b""):
         shard.write_bytes(damaged)
-        with pytest.raises(SourceError, match="is damaged or no arrow file"):
+        with pytest.raises(SourceError, match="is damaged or not an Arrow file"):
             read(tmp_path / "set")
     table = pa.ipc.open_stream(content).read_all()
     with pa.ipc.new_stream(str(shard), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
         stream.write_table(table)
-    with pytest.raises(SourceError, match="its batches are compressed"):
+    with pytest.raises(SourceError, match="it contains compressed batches"):
         read(tmp_path / "set")
 
 
-def test_a_data_set_of_the_hub_is_fetched_when_asked_for_and_read_from_the_cache(tmp_path, command, monkeypatch):
+def test_a_data_set_of_the_hub_is_downloaded_on_request_and_read_from_the_cache(tmp_path, command, monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def snapshot_download(name, *, repo_type, revision, local_files_only):
@@ -568,7 +570,7 @@ def test_a_data_set_of_the_hub_is_fetched_when_asked_for_and_read_from_the_cache
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     (tmp_path / "my.toml").write_text('name = "x"\n[data]\npath = "hf://datasets/owner/cats@v1"\ntest = 3\n')
     options = (tmp_path / "my.toml", "--workspace", tmp_path / "runs")
-    assert "was not fetched yet. Run: lsmix ingest my.toml --download" in command("ingest", *options).err
+    assert "has not been downloaded yet. Run: lsmix ingest my.toml --download" in command("ingest", *options).err
     assert command("ingest", *options, "--download").code == 0
     assert command("ingest", *options).code == 0
     assert "expected hf://datasets/OWNER/NAME" in command("ingest", *options, "--set", "data.path=hf://owner/x").err
@@ -577,62 +579,62 @@ def test_a_data_set_of_the_hub_is_fetched_when_asked_for_and_read_from_the_cache
         read("hf://datasets/owner/cats")
 
 
-def test_a_tsv_is_read_where_it_is_named(tmp_path):
+def test_a_tsv_table_is_read_if_the_recipe_names_it(tmp_path):
     as_table(tree(), tmp_path, "labels.tsv", "\t")
     assert used(read(tmp_path, labels_file="labels.tsv")) == {"train": 9, "classes": 3}
 
 
-def test_metadata_in_split_folders_gives_splits(tmp_path):
+def test_tables_in_split_folders_define_splits(tmp_path):
     as_table(tree(), tmp_path / "train")
     as_table(tree(), tmp_path / "validation")
     assert used(read(tmp_path)) == {"train": 9, "test": 9, "classes": 3}
 
 
-def test_a_column_split_gives_splits(tmp_path):
+def test_a_column_named_split_defines_splits(tmp_path):
     as_folder({f"{n}.png": content for n, content in enumerate(tree().values())}, tmp_path)
     lines = [f"{n},{'ab'[n % 2]},{['train', 'train', 'test'][n % 3]}" for n in range(9)]
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label,split", *lines]))
     assert used(read(tmp_path)) == {"train": 6, "test": 3, "classes": 2}
 
 
-def test_rows_without_a_file_and_files_without_a_row_are_named(tmp_path):
+def test_rows_without_an_image_and_images_without_a_row_are_reported(tmp_path):
     as_table(tree(), tmp_path)
     put(tmp_path / "more.png", side=8)
     with (tmp_path / "metadata.csv").open("a") as file:
         file.write("gone.png,cat\n../../etc/passwd.png,cat\n2.png,\n")
-    with pytest.raises(SourceError, match=r"2 images cannot be used\. Each of these 2 is listed, but is not there"):
+    with pytest.raises(SourceError, match=r"2 images cannot be used\. Each of these 2 is listed but does not exist"):
         read(tmp_path)
     assert left_out(read(tmp_path, on_error="skip")) == {
         "without a label": 1,
         "not listed in metadata.csv": 1,
-        "is listed, but is not there": 2,
+        "is listed but does not exist": 2,
     }
     with pytest.raises(SourceError, match="has no column 'name'"):
         read(tmp_path, labels_file="metadata.csv", file_column="name")
 
 
-def test_a_table_may_not_lead_out_of_the_data_set(tmp_path):
+def test_a_table_cannot_refer_to_images_outside_of_the_data_set(tmp_path):
     put(tmp_path / "secret.png", side=8)
     as_table(tree(), tmp_path / "set")
     (tmp_path / "set" / "metadata.csv").write_text("file_name,label\n../secret.png,cat\n0.png,dog\n")
-    with pytest.raises(SourceError, match="is listed, but is not there"):
+    with pytest.raises(SourceError, match="is listed but does not exist"):
         read(tmp_path / "set")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
 @pytest.mark.parametrize("name", ["a/x.png", "../x.png"])
-def test_a_tar_of_images_with_odd_members_is_refused(tmp_path, kind, name):
+def test_a_tar_of_images_with_links_devices_or_outside_paths_is_rejected(tmp_path, kind, name):
     path = as_tar(tree(), tmp_path / "set")
     with tarfile.open(path, "a") as archive:
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, "/etc/passwd"
         archive.addfile(info)
-    with pytest.raises(SourceError, match=r"a link or device|a name that leads out"):
+    with pytest.raises(SourceError, match=r"a link or device|a path outside of the archive"):
         read(path, format="image-folder")
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_tar_with_long_names_is_read_whole_and_a_damaged_header_is_no_end(tmp_path, form):
+def test_a_tar_with_long_names_is_read_and_a_damaged_header_is_an_error(tmp_path, form):
     path, name = tmp_path / "set.tar", f"ä{'b' * 150}/{'c' * 90}.png"
     content = put(tmp_path / "one.png").read_bytes()
     with tarfile.open(path, "w", format=form) as archive:
@@ -642,14 +644,14 @@ def test_a_tar_with_long_names_is_read_whole_and_a_damaged_header_is_no_end(tmp_
             archive.addfile(info, io.BytesIO(content))
     assert read(path).class_names == ("a", "b", "z", name.partition("/")[0])
     path.write_bytes(path.read_bytes().replace(b"b/1.png", b"B/1.png"))
-    with pytest.raises(SourceError, match="is damaged or no tar"):
+    with pytest.raises(SourceError, match="is damaged or not a tar archive"):
         read(path, format="image-folder")
 
 
-def test_a_link_to_a_folder_around_it_is_refused(tmp_path):
+def test_a_link_to_a_folder_that_contains_it_is_rejected(tmp_path):
     base(tmp_path, 1)
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    with pytest.raises(SourceError, match="is a link to a folder that it is in"):
+    with pytest.raises(SourceError, match="is a link to a folder that contains it"):
         read(tmp_path)
 
 
@@ -662,7 +664,7 @@ def recipe(tmp_path: Path, more: str = "") -> Path:
     return path
 
 
-def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command):
+def test_the_report_is_printed_stored_in_the_manifest_and_shown(tmp_path, command):
     base(tmp_path / "img")
     (tmp_path / "img" / "a" / "notes.md").touch()
     result = command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs", "--json")
@@ -681,7 +683,7 @@ def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command)
     assert "a 9, b 9" in shown
 
 
-def test_a_licence_and_a_citation_of_ones_own_are_kept(tmp_path, command):
+def test_the_licence_and_the_citation_of_a_recipe_are_stored(tmp_path, command):
     from lsmix.data.dataset import open_dataset
 
     base(tmp_path / "img", 3)
@@ -691,11 +693,11 @@ def test_a_licence_and_a_citation_of_ones_own_are_kept(tmp_path, command):
     assert (dataset.licence, dataset.citation) == ("CC0", "Ünö, 2026")
 
 
-def test_class_names_of_66_kilobytes_pass(tmp_path, command):
+def test_class_names_of_66_kilobytes_are_supported(tmp_path, command):
     from lsmix.data.dataset import open_dataset
 
     content = put(tmp_path / "x.png", side=4).read_bytes()
-    names = [f"{number:05}_{'Plantae' * 30}" for number in range(310)]  # together above the 64 KB of an HDF5 attribute
+    names = [f"{number:05}_{'Plantae' * 30}" for number in range(310)]  # more than the 64 KB limit of an HDF5 attribute
     for name in names:
         (tmp_path / "img" / name).mkdir(parents=True)
         for number in range(2):
@@ -704,7 +706,7 @@ def test_class_names_of_66_kilobytes_pass(tmp_path, command):
     assert open_dataset(next((tmp_path / "runs" / "ingest").glob("mine-*"))).class_names == tuple(names)
 
 
-def test_splits_that_cannot_be_are_refused_before_images_are_decoded(tmp_path, command):
+def test_impossible_splits_are_rejected_before_images_are_decoded(tmp_path, command):
     base(tmp_path / "img", 1, [f"c{number:02}" for number in range(20)])
     (tmp_path / "img" / "c00" / "0.png").write_bytes(b"damaged")
     result = command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs")
@@ -712,7 +714,7 @@ def test_splits_that_cannot_be_are_refused_before_images_are_decoded(tmp_path, c
     assert "leaves 2 of 20 classes without training images: 'c" in result.err
 
 
-def test_an_interrupt_ends_ingest_within_a_second_with_130(tmp_path):
+def test_an_interrupt_stops_ingest_within_a_second_with_exit_code_130(tmp_path):
     import signal
     import subprocess
     import sys

@@ -1,4 +1,4 @@
-"""TinyImageNet as published: the same images from folder and zip, val/ as test split, nothing extracted or guessed."""
+"""The reader of TinyImageNet: folder and zip give the same images, val/ is the test split, and nothing is extracted."""
 
 import io
 import stat
@@ -32,9 +32,9 @@ def decoded(content: bytes) -> np.ndarray:
 
 
 def files() -> dict[str, bytes]:
-    """Return a data set of three classes, 2 train images each and 4 in val/, one of them grey, by name."""
+    """Return the files of a data set with three classes, two training images each (one is grey) and four in val/."""
     tree = {
-        "wnids.txt": "\n".join([*WNIDS, "n99"]).encode(),  # a class without a folder, as in a part of the data set
+        "wnids.txt": "\n".join([*WNIDS, "n99"]).encode(),  # a class without a folder, as in a subset
         "words.txt": b"n00\tentity\nn01\tcrane, a bird\nn02\tcrane\nn03\tgoldfish, Carassius auratus\n",
         "val/val_annotations.txt": b"val_3.JPEG\tn01\t0\t1\t2\t3\nval_0.JPEG\tn03\t0\t1\t2\t3\nval_1.JPEG\tn02\t0\t0\t7\t7\nval_2.JPEG\tn03\t0\t0\t7\t7\n",
         "test/images/test_0.JPEG": b"never read",
@@ -71,7 +71,7 @@ PLACES = {"folder": unpacked, "zip": lambda parent, tree: zipped(parent / "any.z
 
 @pytest.fixture(params=PLACES)
 def place(request):
-    """Return a function that writes a tree of files as a folder or as a zip, and returns where."""
+    """Return a function that writes files as a folder or as a zip and returns its path."""
     return PLACES[request.param]
 
 
@@ -81,18 +81,17 @@ def read(path: Path, **more) -> PublishedData:
 
 def test_folder_and_zip_give_the_same_images_in_the_order_of_wnids(place, tmp_path):
     tree = files()
-    before = {**tree}
     path = place(tmp_path, tree)
-    there = sorted(tmp_path.rglob("*"))
+    before = sorted(tmp_path.rglob("*"))
     data = read(path)
-    assert sorted(tmp_path.rglob("*")) == there
+    assert sorted(tmp_path.rglob("*")) == before
     train, test = data.splits["train"], data.splits["test"]
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     for row, (wnid, k) in enumerate((wnid, k) for wnid in WNIDS for k in range(2)):
-        np.testing.assert_array_equal(train.images[row], decoded(before[f"train/{wnid}/images/{wnid}_{k}.JPEG"]))
+        np.testing.assert_array_equal(train.images[row], decoded(tree[f"train/{wnid}/images/{wnid}_{k}.JPEG"]))
     assert test.labels.tolist() == [1, 0, 2, 0]
     for row, k in enumerate([3, 0, 1, 2]):
-        np.testing.assert_array_equal(test.images[row], decoded(before[f"val/images/val_{k}.JPEG"]))
+        np.testing.assert_array_equal(test.images[row], decoded(tree[f"val/images/val_{k}.JPEG"]))
     assert data.class_names == ("goldfish", "crane (n01)", "crane (n02)")
     assert "ImageNet" in data.licence
     assert "Russakovsky" in data.citation
@@ -103,7 +102,7 @@ def test_grey_images_become_three_equal_channels(place, tmp_path):
     assert (image[..., :1] == image).all()
 
 
-def test_the_folder_above_will_do_and_files_that_count_are_listed(tmp_path):
+def test_the_parent_folder_is_read_and_the_files_used_are_listed(tmp_path):
     folder = unpacked(tmp_path, files())
     assert read(tmp_path).class_names == read(folder).class_names
     listed = [file.relative_to(folder).as_posix() for file in source_files(SourceConfig(path=str(folder)))]
@@ -111,7 +110,7 @@ def test_the_folder_above_will_do_and_files_that_count_are_listed(tmp_path):
     assert set(files()) - set(listed) == {"test/images/test_0.JPEG", *(f"train/{n}/{n}_boxes.txt" for n in WNIDS)}
 
 
-def test_it_is_preferred_to_a_folder_of_images_and_a_folder_of_images_is_no_tiny_imagenet(tmp_path):
+def test_the_format_takes_precedence_over_image_folders_but_needs_wnids(tmp_path):
     folder = unpacked(tmp_path, files())
     for path in (folder, tmp_path):
         assert TINY_IMAGENET.recognise(path)
@@ -120,7 +119,7 @@ def test_it_is_preferred_to_a_folder_of_images_and_a_folder_of_images_is_no_tiny
     assert not TINY_IMAGENET.recognise(folder)
 
 
-def test_a_folder_with_nothing_but_the_zip_stands_for_the_zip(tmp_path):
+def test_a_folder_with_only_the_zip_is_read_like_the_zip(tmp_path):
     zipped(tmp_path / "tiny-imagenet-200.zip", files())
     assert len(read(tmp_path).splits["train"]) == 6
     assert source_files(SourceConfig(path=str(tmp_path))) == [tmp_path / "tiny-imagenet-200.zip"]
@@ -132,29 +131,29 @@ ANNOTATIONS = files()["val/val_annotations.txt"]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"words.txt": None}, r"not a whole tiny-imagenet-200: 'words.txt' missing"),
+        ({"words.txt": None}, r"an incomplete copy of tiny-imagenet-200: 'words.txt' missing"),
         ({"val/val_annotations.txt": None}, r"'val/val_annotations.txt' missing"),
-        ({"wnids.txt": b"n01\nn02"}, r"train/ has the classes \['n03'\], which wnids.txt names not"),
-        ({f"train/n03/images/n03_{k}.JPEG": None for k in range(2)}, r"names 'val_0.JPEG' of the class 'n03'"),
-        ({"val/images/val_0.JPEG": None}, r"names 'val_0.JPEG' of the class 'n03'"),
-        ({"val/val_annotations.txt": ANNOTATIONS + b"val_0.JPEG\tn03\t0"}, r"names 'val_0.JPEG' of the class 'n03'"),
-        ({"val/val_annotations.txt": ANNOTATIONS + b"../x.JPEG\tn03\t0"}, r"names '../x.JPEG' of the class"),
-        ({"val/val_annotations.txt": ANNOTATIONS + b"junk"}, r"names 'junk' of the class ''"),
+        ({"wnids.txt": b"n01\nn02"}, r"train/ contains the classes \['n03'\], which are missing in wnids.txt"),
+        ({f"train/n03/images/n03_{k}.JPEG": None for k in range(2)}, r"lists 'val_0.JPEG' with the class 'n03'"),
+        ({"val/images/val_0.JPEG": None}, r"lists 'val_0.JPEG' with the class 'n03'"),
+        ({"val/val_annotations.txt": ANNOTATIONS + b"val_0.JPEG\tn03\t0"}, r"lists 'val_0.JPEG' with the class 'n03'"),
+        ({"val/val_annotations.txt": ANNOTATIONS + b"../x.JPEG\tn03\t0"}, r"lists '../x.JPEG' with the class"),
+        ({"val/val_annotations.txt": ANNOTATIONS + b"junk"}, r"lists 'junk' with the class ''"),
         ({"val/val_annotations.txt": b""}, r"val_0.JPEG'? .*has no class in val/val_annotations.txt"),
         ({"val/images/val_9.JPEG": jpeg(3)}, r"val_9.JPEG'? .*has no class in val/val_annotations.txt"),
         ({"train/n01/images/n01_0.JPEG": b"no image"}, r"n01_0.JPEG.* is not an image that lsmix can read"),
         ({"train/n01/images/n01_0.JPEG": jpeg(0)[:-200]}, r"n01_0.JPEG.* is not an image that lsmix can read"),
         ({"train/n01/images/n01_0.JPEG": jpeg(0, side=9)}, r"8×8 .*n03_0.JPEG.*, 9×9 .*n01_0.JPEG"),
-        ({"train/n01/images/n01_0.JPEG": bytes(2 << 20)}, r"n01_0.JPEG.* has more than 1048576 bytes"),
+        ({"train/n01/images/n01_0.JPEG": bytes(2 << 20)}, r"n01_0.JPEG.* is too large; at most 1.0 MB"),
     ],
 )  # fmt: skip
-def test_missing_inconsistent_and_damaged_files_are_named(place, tmp_path, change, message):
+def test_errors_name_missing_inconsistent_and_damaged_files(place, tmp_path, change, message):
     tree = {name: content for name, content in (files() | change).items() if content is not None}
     with pytest.raises(SourceError, match=message):
         read(place(tmp_path, tree))
 
 
-def test_a_zip_cut_short_anywhere_is_an_error(tmp_path):
+def test_a_truncated_zip_is_an_error(tmp_path):
     content = zipped(tmp_path / "tiny-imagenet-200.zip", files()).read_bytes()
     for length in range(0, len(content) - 1, len(content) // 31):
         (tmp_path / "tiny-imagenet-200.zip").write_bytes(content[:length])
@@ -166,7 +165,7 @@ def test_any_flipped_byte_of_a_zip_is_an_error_or_harmless(tmp_path):
     path = zipped(tmp_path / "tiny-imagenet-200.zip", files())
     content, data = path.read_bytes(), read(path)
     with zipfile.ZipFile(path) as archive:
-        end = archive.start_dir  # behind it stands the list of names, which has no checksum in a zip
+        end = archive.start_dir  # start of the directory, which has no checksum in a zip
     for position in range(0, end, 53):
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x44]) + content[position + 1 :])
         try:
@@ -189,43 +188,43 @@ def member(name: str, mode: int = 0) -> zipfile.ZipInfo:
 @pytest.mark.parametrize(
     ("odd", "message"),
     [
-        (member("/etc/passwd"), "'/etc/passwd' in .* is a name that leads out"),
-        (member("tiny-imagenet-200/../../x"), "is a name that leads out"),
+        (member("/etc/passwd"), "'/etc/passwd' in .* has a path outside of the archive"),
+        (member("tiny-imagenet-200/../../x"), "has a path outside of the archive"),
         (member("tiny-imagenet-200/train/n01/images/x.JPEG", stat.S_IFLNK | 0o777), "is a link or device"),
-        (member("tiny-imagenet-200/wnids.txt"), "is there twice"),
+        (member("tiny-imagenet-200/wnids.txt"), "occurs twice"),
     ],
 )
-def test_a_member_that_no_published_archive_has_is_refused(tmp_path, odd, message):
+def test_an_invalid_member_is_rejected(tmp_path, odd, message):
     path = zipped(tmp_path / "any.zip", files())
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zipfile warns of the name that is there twice
+        warnings.simplefilter("ignore")  # zipfile warns about the duplicate name
         archive.writestr(odd, "x")
     with pytest.raises(SourceError, match=message):
         read(path)
 
 
-def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+def test_an_archive_with_an_implausible_compression_ratio_is_rejected(tmp_path, monkeypatch):
     path = zipped(tmp_path / "any.zip", {**files(), "test/zeros": bytes(8 << 20)})
     assert len(read(path).splits["train"]) == 6
     monkeypatch.setattr("lsmix.data.readers.trees._SPARE_BYTES", 1 << 20)
-    with pytest.raises(SourceError, match=r"would unpack from \d+ to 8\d+ bytes"):
+    with pytest.raises(SourceError, match=r"would unpack from [\d.]+ kB to 8\.. MB"):
         read(path)
-    monkeypatch.setattr("lsmix.data.readers.trees._MOST_MEMBERS", 3)
+    monkeypatch.setattr("lsmix.data.readers.trees._MAX_MEMBERS", 3)
     with pytest.raises(SourceError, match="in 19 files"):
         read(path)
 
 
-def test_an_archive_of_something_else_is_not_recognised(tmp_path):
+def test_other_archives_are_not_recognised(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("notes.txt", "x")
     (tmp_path / "y.zip").write_bytes(b"PK no archive")
     for name in ("x.zip", "y.zip"):
         assert not TINY_IMAGENET.recognise(tmp_path / name)
-    with open_tree(tmp_path / "x.zip") as members, pytest.raises(SourceError, match="has more than 0 bytes"):
+    with open_tree(tmp_path / "x.zip") as members, pytest.raises(SourceError, match="is too large"):
         members.read("notes.txt", 0)
 
 
-def test_real_images_are_the_same_from_folder_and_zip(shared_data, tmp_path):
+def test_published_images_are_the_same_in_folder_and_zip(shared_data, tmp_path):
     archive = shared_data / "tiny-imagenet-200-subset.zip"
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path)

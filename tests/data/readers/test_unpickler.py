@@ -1,4 +1,4 @@
-"""The unpickler: reads what CIFAR is made of, and runs nothing."""
+"""The restricted unpickler reads batches of CIFAR and executes no code."""
 
 import contextlib
 import pickle
@@ -30,7 +30,7 @@ def load(content: bytes) -> dict:
 
 
 class Evil:
-    """Runs a function of one argument when it is unpickled in the usual way."""
+    """Calls a function with one argument when it is unpickled normally."""
 
     def __init__(self, function, argument):
         self.call = (function, (argument,))
@@ -40,12 +40,12 @@ class Evil:
 
 
 def old_string(data: bytes) -> bytes:
-    """Write a string as Python 2 did for protocol 2."""
+    """Pickle a string like Python 2 with protocol 2."""
     return b"U" + bytes([len(data)]) + data if len(data) < 256 else b"T" + struct.pack("<i", len(data)) + data
 
 
 def old_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
-    """Write a batch exactly as the published ones are: Python 2, protocol 2, NumPy before 2."""
+    """Pickle a batch exactly like the published ones: Python 2, protocol 2, NumPy before 2."""
     dtype = b"cnumpy\ndtype\n" + old_string(b"u1") + b"K\x00K\x01\x87R(K\x03" + old_string(b"|") + b"NNN"
     dtype += b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
     shape = b"".join(b"M" + struct.pack("<H", length) for length in pixels.shape) + b"\x86"
@@ -57,7 +57,7 @@ def old_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
 
 @settings(deadline=None)  # shared machines pause
 @given(value=_plain, array=_arrays, fortran=st.booleans(), protocol=st.sampled_from(PROTOCOLS))
-def test_plain_values_and_arrays_of_bytes_come_back_as_they_went(value, array, fortran, protocol):
+def test_plain_values_and_arrays_of_bytes_are_loaded_unchanged(value, array, fortran, protocol):
     array = np.asfortranarray(array) if fortran else array
     loaded = load(pickle.dumps({"value": value, b"array": array}, protocol))
     assert list(loaded) == ["value", b"array"]
@@ -66,7 +66,7 @@ def test_plain_values_and_arrays_of_bytes_come_back_as_they_went(value, array, f
     np.testing.assert_array_equal(loaded[b"array"], array)
 
 
-def test_a_batch_as_python_2_wrote_it_is_read_as_bytes_without_a_warning():
+def test_a_batch_from_python_2_is_read_as_bytes_without_a_warning():
     pixels = np.arange(2 * 300, dtype=np.uint8).reshape(2, 300)
     loaded = load(old_batch(pixels, [3, 9]))
     assert list(loaded) == [b"data", b"labels"]
@@ -75,13 +75,13 @@ def test_a_batch_as_python_2_wrote_it_is_read_as_bytes_without_a_warning():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_code_is_named_and_not_run(protocol, tmp_path):
+def test_code_is_reported_and_not_executed(protocol, tmp_path):
     marker = tmp_path / "ran"
     content = pickle.dumps(
         {"data": Evil(open, str(marker))} | {"more": Evil(eval, f"open({str(marker)!r}, 'w')")}, protocol
     )
     with pytest.raises(
-        SourceError, match=r"'batch' contains code \((_io|io|__builtin__|builtins)\.open\); it was not run"
+        SourceError, match=r"'batch' contains code \((_io|io|__builtin__|builtins)\.open\), which was not run"
     ):
         load(content)
     assert not marker.exists()
@@ -99,26 +99,26 @@ def test_code_is_named_and_not_run(protocol, tmp_path):
         b"N\x51.",  # BINPERSID
         b"\x82\x01.",  # EXT1
         b"\x97.",  # NEXT_BUFFER
-        b"cnumpy\nndarray\n(K\x02tR.",  # an array of its own making
-        b"cnumpy\ndtype\n}b.",  # a state for what is named
+        b"cnumpy\nndarray\n(K\x02tR.",  # creates an array directly
+        b"cnumpy\ndtype\n}b.",  # sets the state of a global
         b"cnumpy.core.multiarray\n_reconstruct\n(N}U\x05_callK\x01stb.",
         b"c__builtin__\nbytes\n(J\x00\x00\x00\x7ftR.",  # two gigabytes of zeros
-        b"\x96" + bytes(8) + b".",  # BYTEARRAY8, which could be changed below an array
-        b"L1L\n.",  # numbers of any size, which can be made to collide in a dictionary
+        b"\x96" + bytes(8) + b".",  # BYTEARRAY8, which is mutable memory for an array
+        b"L1L\n.",  # integers of any size, which can collide in a dictionary
         b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.",  # another codec
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x00\x85U\x01btR.",  # another type
-        b"]}b.",  # a state for a list
-        b"K\x01K\x02\x85R.",  # a call of a number
+        b"]}b.",  # sets the state of a list
+        b"K\x01K\x02\x85R.",  # calls a number
         b"c__builtin__\ngetattr\n.",
         b"cnumpy\nndarray.dump\n.",
     ],
 )
-def test_every_opcode_that_could_name_run_or_change_an_object_is_refused(content):
-    with pytest.raises(SourceError, match=r"contains code|is damaged|only uint8 is read"):
+def test_every_opcode_that_could_run_code_or_change_an_object_is_rejected(content):
+    with pytest.raises(SourceError, match=r"contains code|is damaged|expected uint8"):
         load(content)
 
 
-def test_control_characters_in_names_do_not_reach_the_terminal():
+def test_messages_contain_no_control_characters():
     with pytest.raises(SourceError) as caught:
         load(b"cos\n\x1b[2Jsystem\n.")
     assert "\x1b" not in str(caught.value)
@@ -127,12 +127,12 @@ def test_control_characters_in_names_do_not_reach_the_terminal():
 @pytest.mark.parametrize(
     "array", [np.array([{}]), np.array(["a"]), np.array([0], "M8[s]"), np.zeros(1, "i4,f8"), np.zeros(1, "f4")]
 )
-def test_arrays_of_anything_but_bytes_are_refused(array):
-    with pytest.raises(SourceError, match=r"only uint8 is read|contains code"):
+def test_arrays_of_other_types_than_bytes_are_rejected(array):
+    with pytest.raises(SourceError, match=r"expected uint8|contains code"):
         load(pickle.dumps({"data": array}, 2))
 
 
-def test_a_pickle_cut_short_anywhere_is_an_error():
+def test_a_truncated_pickle_is_an_error():
     content = old_batch(np.zeros((2, 30), np.uint8), [1, 2])
     for length in range(len(content)):
         with pytest.raises(SourceError):
@@ -141,7 +141,7 @@ def test_a_pickle_cut_short_anywhere_is_an_error():
 
 @settings(deadline=None)  # shared machines pause
 @given(data=st.data())
-def test_any_changed_byte_is_read_or_is_a_source_error(data):
+def test_a_changed_byte_is_harmless_or_a_source_error(data):
     content = bytearray(old_batch(np.zeros((2, 30), np.uint8), [1, 2]))
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -151,24 +151,26 @@ def test_any_changed_byte_is_read_or_is_a_source_error(data):
 
 @settings(deadline=None)  # shared machines pause
 @given(content=st.binary(max_size=60))
-@example(content=b"}.")  # an empty dictionary, which Hypothesis found as noise
-@example(content=b"}(X\x01\x00\x00\x00a]q\x00h\x00au.")  # a list that holds itself
-def test_noise_is_read_or_is_a_source_error(content):
-    """The reader checks the fields of a batch; test_cifar.py tests that with noise."""
+@example(content=b"}.")  # an empty dictionary, found by Hypothesis
+@example(content=b"}(X\x01\x00\x00\x00a]q\x00h\x00au.")  # a list that contains itself
+def test_random_bytes_are_a_dictionary_or_a_source_error(content):
+    """The reader checks the fields of a batch; see the test with random bytes in test_cifar.py."""
     with contextlib.suppress(SourceError):
         assert isinstance(load(content), dict)
 
 
-def test_texts_cannot_outgrow_the_file():
-    """One megabyte, encoded a thousand times, must not become a gigabyte."""
-    # The text is memoized as 100.
+def test_encoding_text_repeatedly_does_not_exhaust_memory():
+    """One megabyte of text, encoded a thousand times, must not become a gigabyte."""
+    # The text is stored in the memo at index 100.
     text = b"X" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"qd"
     encoded = b"c_codecs\nencode\n(hdX\x06\x00\x00\x00latin1tR"
     tracemalloc.start()
     try:
-        with pytest.raises(SourceError, match="again and again"):
+        with pytest.raises(SourceError, match="encoded too often"):
             load(b"}X\x01\x00\x00\x00a](" + text + encoded * 1000 + b"es.")
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20  # the file, its stream, and twice the file in texts
+        assert (
+            tracemalloc.get_traced_memory()[1] < 16 << 20
+        )  # the file, its stream, and encoded texts of twice the file's size
     finally:
         tracemalloc.stop()
 
@@ -176,18 +178,18 @@ def test_texts_cannot_outgrow_the_file():
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x8e" + struct.pack("<Q", 1 << 40) + b"few.",  # a length that lies
+        b"\x8e" + struct.pack("<Q", 1 << 40) + b"few.",  # a false length
         b"}r\xff\xff\xff\x7f.",  # a huge memo number
         b"})" + b"\x85" * 200_000 + b"Ns.",  # a deeply nested key, whose hash overflows the C stack
-        pickle.dumps([1], 2),  # no dictionary
+        pickle.dumps([1], 2),  # not a dictionary
     ],
 )
-def test_pickles_that_would_exhaust_memory_or_stack_are_refused(content):
+def test_pickles_that_would_exhaust_memory_or_the_stack_are_rejected(content):
     with pytest.raises(SourceError, match=r"damaged|opcodes"):
         load(content)
 
 
-def test_endless_opcodes_stop(monkeypatch):
+def test_the_number_of_opcodes_is_limited(monkeypatch):
     monkeypatch.setattr("lsmix.data.readers.published.unpickler._MAX_OPCODES", 100)
-    with pytest.raises(SourceError, match="past 100 opcodes"):
+    with pytest.raises(SourceError, match="has more than 100 opcodes"):
         load(b"]" * 200 + b"}.")

@@ -71,7 +71,7 @@ def test_a_number_too_large_for_any_machine_is_refused_with_its_limit(tiny_recip
 
 def test_a_network_of_too_many_layers_is_refused_with_the_limit(tiny_recipe):
     more = ["classifier.architecture=wrn-9996-999", "classifier.width=128"]
-    with pytest.raises(RecipeError, match=r"D is 6n \+ 4 \(10, 16, 22, 28, …, 1000\) and K 1 to 64"):
+    with pytest.raises(RecipeError, match=r"D must be 6n \+ 4 \(10, 16, 22, 28, …, 1000\) and K 1 to 64"):
         read_recipe(tiny_recipe, more)
 
 

@@ -1,4 +1,4 @@
-"""The card of a pool is true and parses, its code runs, and hostile text in it is escaped."""
+"""The card of a pool is correct and can be parsed, its code examples run, and hostile text is escaped."""
 
 import csv
 import hashlib
@@ -46,32 +46,32 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def pool_folder(finished_workspace):
-    """Return a pool as the mix stage left it; never change what is in it."""
+    """Return a pool as the mix stage wrote it. Do not modify it."""
     (folder,) = (finished_workspace / "mix").glob("lsmix-*")
     return folder
 
 
 @pytest.fixture(scope="module")
 def made(pool_folder, tmp_path_factory):
-    """Return the card of that pool; never change what is in it."""
+    """Return the card of that pool. Do not modify it."""
     folder = tmp_path_factory.mktemp("card") / "made"
     write_card(pool_folder, folder)
     return folder
 
 
 @pytest.fixture
-def alone(pool_folder, tmp_path):
-    """Return a copy of the pool that came alone, to be changed at will."""
-    return Path(shutil.copytree(pool_folder, tmp_path / "alone"))
+def pool_copy(pool_folder, tmp_path):
+    """Return a modifiable copy of the pool outside its workspace."""
+    return Path(shutil.copytree(pool_folder, tmp_path / "pool_copy"))
 
 
 def card_of(pool, **options):
-    """Write the card of a pool beside it."""
+    """Write the card of a pool next to it."""
     return Path(write_card(pool, pool.with_name(f"{pool.name}-card"), **options)["folder"])
 
 
 def foreign_pool(folder, *, sources=2, names=tuple(HOSTILE), **words):
-    """Make a pool of 200 rows that no run of ours made, without a card."""
+    """Write a pool of 200 rows that was not made by a recipe, without a card."""
     origin = {
         "content_digest": "ab" * 32,
         "config": {"seed": 3, "<i>": "|"},
@@ -98,23 +98,23 @@ def table_of(folder):
         return list(csv.DictReader(file))
 
 
-# What the mix stage makes.
+# Files of the mix stage and of the card.
 
 
-def test_a_pool_is_made_with_a_readme_and_notices_which_do_not_count_in_its_root(pool_folder):
+def test_a_pool_has_a_readme_and_notices_that_do_not_affect_its_content_digest(pool_folder):
     manifest = read_manifest(pool_folder)
     described = {file.path for file in manifest.files if not file.payload and not file.path.endswith("zarr.json")}
     assert described == {"README.md", "LICENSES/images.txt", "LICENSES/lsmix.txt"} <= set(DESCRIPTION_FILES)
     assert manifest.content_digest == content_digest(manifest.files)
     assert verify(pool_folder)["edited"] == []
     text = (pool_folder / "README.md").read_text(encoding="utf-8")
-    for heading in ("Columns", "Classes", "Licence", "Whom to cite", "How to load it"):
+    for heading in ("Columns", "Classes", "Licence", "How to cite", "How to load it"):
         assert f"\n## {heading}\n" in text
     assert not re.search(r"Statistics|card\.png|samples\.csv|croissant", text)
     assert front_matter(pool_folder)["license"] == "cc-by-4.0"
 
 
-def test_a_card_is_an_artifact_that_changes_nothing_in_its_pool(pool_folder, tmp_path):
+def test_a_card_is_a_separate_artifact_and_leaves_the_pool_unchanged(pool_folder, tmp_path):
     def times():
         return {str(path): path.stat().st_mtime_ns for path in [pool_folder, *pool_folder.rglob("*")]}
 
@@ -134,7 +134,7 @@ def test_the_same_pool_gives_the_same_card(pool_folder, made, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path, command):
+def test_a_pool_without_a_licence_can_be_made_and_every_document_says_so(tmp_path, command):
     draws = generator(0, "test", "licence")
     images, labels = draws.integers(256, size=(40, 8, 8, 1)).astype(np.uint8), draws.integers(3, size=40)
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
@@ -153,7 +153,7 @@ def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path, com
         assert front_matter(folder)["license"] == "unknown"
         assert "> **No licence is recorded for these images." in (folder / "README.md").read_text(encoding="utf-8")
         assert "No licence is recorded" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
-        assert "no flow took part" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "no flow was used" in (folder / "README.md").read_text(encoding="utf-8")
         assert "images of My shapes" in (folder / "README.md").read_text(encoding="utf-8")
     assert croissant_of(bare)["license"]["name"] == "unknown"
     assert croissant_of(bare)["prov:wasDerivedFrom"][0]["sc:url"] == "https://example.org/shapes"
@@ -167,10 +167,10 @@ def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path, com
     verify(named)
 
 
-# What it says is true.
+# Correctness of the card.
 
 
-def test_the_front_matter_is_what_the_hub_reads(made):
+def test_the_front_matter_has_the_fields_that_the_hub_reads(made):
     head = front_matter(made)
     assert head["license"] == "cc-by-4.0"
     assert head["task_categories"] == ["image-classification"]
@@ -179,7 +179,7 @@ def test_the_front_matter_is_what_the_hub_reads(made):
     assert "ls-mix" in head["tags"]
 
 
-def test_the_hub_library_loads_the_table_by_the_front_matter(made, pool_folder, tmp_path):
+def test_hugging_face_datasets_loads_the_table_from_the_front_matter(made, pool_folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -188,7 +188,7 @@ def test_the_hub_library_loads_the_table_by_the_front_matter(made, pool_folder, 
 
 
 @pytest.mark.parametrize("sources", [2, 4])
-def test_the_example_has_the_numbers_of_its_row(sources, tmp_path):
+def test_the_example_shows_the_values_of_its_row(sources, tmp_path):
     folder = foreign_pool(tmp_path / "pool", sources=sources, names=("cat", "dog", "fox"))
     text, pool = (card_of(folder) / "README.md").read_text(encoding="utf-8"), open_pool(folder)
     row = int(re.findall(r"For example, row (\d+):", text)[0])
@@ -204,7 +204,7 @@ def test_the_example_has_the_numbers_of_its_row(sources, tmp_path):
     assert f"| x1 | {sample.label_a} | {pool.class_names[sample.label_a]} | {sample.source_a} |" in text
 
 
-def test_the_statistics_are_those_of_the_columns(tmp_path):
+def test_the_statistics_match_the_columns(tmp_path):
     pool = open_pool(foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog")))
     facts = card_statistics(pool, 0, None)
     assert [(name, count) for name, count, _ in facts.events] == [
@@ -249,7 +249,7 @@ def test_the_code_that_loads_the_pool_runs(place, made, pool_folder, monkeypatch
         assert len(names["images"]) > 0
 
 
-def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path, monkeypatch):
+def test_the_loading_code_for_more_than_two_sources_yields_soft_labels(tmp_path, monkeypatch):
     folder = foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog"))
     code = re.findall(
         r"^```python\n(.*?)^```", (card_of(folder) / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
@@ -261,7 +261,7 @@ def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("sources", [2, 4])
-def test_the_table_holds_every_narrow_column_to_the_bit(sources, tmp_path):
+def test_the_table_contains_the_exact_values_of_every_column_except_the_pixels(sources, tmp_path):
     folder = foreign_pool(tmp_path / "pool", sources=sources)
     pool, table = open_pool(folder), table_of(card_of(folder))
     assert [int(line["row"]) for line in table] == list(range(len(pool)))
@@ -279,7 +279,7 @@ def test_the_table_holds_every_narrow_column_to_the_bit(sources, tmp_path):
         assert line.get("corner", "top-left") == sample.corner
 
 
-def test_the_table_names_the_file_and_the_place_of_every_image(made, pool_folder):
+def test_the_table_names_the_file_and_row_of_every_image(made, pool_folder):
     pool = open_pool(pool_folder)
     chunk_rows = pool.columns.table.chunk_rows
     for line in table_of(made):
@@ -287,13 +287,15 @@ def test_the_table_names_the_file_and_the_place_of_every_image(made, pool_folder
         assert int(line["image"].split("/")[3]) * chunk_rows + int(line["image_row"]) == int(line["row"]) < len(pool)
 
 
-def test_the_table_does_not_depend_on_the_size_of_blocks(made, pool_folder, tmp_path, monkeypatch):
+def test_the_table_does_not_depend_on_the_block_size(made, pool_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "_BLOCK_ROWS", 7)
     samples.write_samples(open_pool(pool_folder), tmp_path / "again.csv", in_zarr=True)
     assert (tmp_path / "again.csv").read_bytes() == (made / "samples.csv").read_bytes()
 
 
-def test_the_picture_shows_the_sources_if_the_data_set_is_available(finished_workspace, pool_folder, made, alone):
+def test_the_picture_shows_the_source_images_if_the_data_set_is_available(
+    finished_workspace, pool_folder, made, pool_copy
+):
     with Image.open(made / "card.png") as picture:
         pixels = np.asarray(picture.convert("RGBA"))
     (dataset,) = (finished_workspace / "ingest").glob("*")
@@ -303,9 +305,9 @@ def test_the_picture_shows_the_sources_if_the_data_set_is_available(finished_wor
         sample_grid(open_pool(pool_folder), open_dataset(dataset).train.images, 4), scale=6, column_titles=GRID_TITLES
     )
     np.testing.assert_array_equal(pixels, np.asarray(expected))
-    far = card_of(alone)
-    assert (far / "card.png").is_file()
-    assert "by growing share" in (far / "README.md").read_text(encoding="utf-8")
+    without_sources = card_of(pool_copy)
+    assert (without_sources / "card.png").is_file()
+    assert "ordered by the share" in (without_sources / "README.md").read_text(encoding="utf-8")
 
 
 def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_path):
@@ -319,15 +321,15 @@ def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_
     verify(folder)
 
 
-def test_the_mit_text_and_the_citations_are_those_of_the_repository(made):
+def test_the_mit_licence_and_the_citations_match_the_repository(made):
     notice = (made / "LICENSES" / "lsmix.txt").read_text(encoding="utf-8")
     assert notice.endswith((ROOT / "LICENSE").read_text(encoding="utf-8"))
     assert "does not cover any image" in notice
-    cited, root = croissant_of(made)["citeAs"], read_manifest(made).inputs[0].content_digest
+    cited, digest = croissant_of(made)["citeAs"], read_manifest(made).inputs[0].content_digest
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cff["references"][0]["title"] in cited
     assert all(author["family-names"] in cited for author in cff["references"][0]["authors"])
-    assert f"lsmix, version {__version__}; pool with content digest {root}" in cited
+    assert f"lsmix, version {__version__}; pool with content digest {digest}" in cited
 
 
 # Croissant.
@@ -351,7 +353,7 @@ def test_croissant_validates_and_its_record_sets_iterate(kind, made, pool_folder
         statuses = list(dataset.records("statuses"))
     issues = dataset.metadata.ctx.issues
     assert not issues.errors
-    assert all("datePublished" in warning for warning in issues.warnings)  # the day is not known
+    assert all("datePublished" in warning for warning in issues.warnings)  # lsmix does not know the date
     assert str(dataset.metadata.ctx.conforms_to.value) == "http://mlcommons.org/croissant/1.1"
     assert [record["classes/name"] for record in classes] == list(pool.class_names)
     assert [record["statuses/name"] for record in statuses] == list(STATUSES)
@@ -383,7 +385,7 @@ def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made, 
 
 
 def test_hostile_text_is_escaped_in_every_file(tmp_path):
-    name = " ".join(HOSTILE[1].split())  # a name that does not print is refused with its manifest
+    name = " ".join(HOSTILE[1].split())  # manifests with unprintable names are rejected
     words = {"licence": HOSTILE[1], "citation": HOSTILE[0], "name": name, "method": HOSTILE[0]}
     folder = card_of(foreign_pool(tmp_path / "pool", **words), creator=HOSTILE[0] + HOSTILE[4])
     verify_files(folder, read_manifest(folder))
@@ -397,7 +399,7 @@ def test_hostile_text_is_escaped_in_every_file(tmp_path):
     assert "](http://d)" not in re.sub(r"\\\]", "", body)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
     table = [line for line in body.splitlines() if line.startswith("| 1 | ")]
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [5]  # no cell more than the header has
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [5]  # no more cells than the header
     document = croissant_of(folder)
     assert document["creator"]["name"] == HOSTILE[0] + HOSTILE[4]
     assert [row["classes/name"] for row in document["recordSet"][0]["data"]] == HOSTILE
@@ -409,20 +411,20 @@ def test_hostile_text_is_escaped_in_every_file(tmp_path):
 @pytest.mark.parametrize(
     ("column", "value"), [("label_a", 99), ("label_b", -1), ("share_b", np.nan), ("lam", 1.5), ("status", 9)]
 )
-def test_numbers_out_of_range_are_refused_and_no_card_is_left(column, value, alone):
-    pool = open_pool(alone)
+def test_numbers_out_of_range_are_rejected_and_leave_no_card(column, value, pool_copy):
+    pool = open_pool(pool_copy)
     store = pool.columns.table
     arrays = {name: pool.columns[name][: store.chunk_rows] for name in pool.columns}
     arrays[column][5] = value
     store.write_shard(0, arrays)
-    reseal(alone)
+    reseal(pool_copy)
     with pytest.raises(CorruptError, match=f"in row 5 {column} is"):
-        card_of(alone, licence="MIT")
-    assert list(alone.parent.iterdir()) == [alone]
+        card_of(pool_copy, licence="MIT")
+    assert list(pool_copy.parent.iterdir()) == [pool_copy]
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"stage_version": 2}', b"[" * (2 << 20)], ids=["cut", "fields", "long"])
-def test_a_damaged_plan_is_refused(content, tmp_path):
+def test_a_damaged_plan_is_rejected(content, tmp_path):
     folder = foreign_pool(tmp_path / "pool")
     (folder / "plan.json").write_bytes(content)
     reseal(folder)
@@ -430,19 +432,19 @@ def test_a_damaged_plan_is_refused(content, tmp_path):
         card_of(folder)
 
 
-# Damage and kills.
+# Damage and interrupts.
 
 
-def test_a_damaged_pool_has_no_card(alone):
-    shard = alone / "pool.zarr/image/c/0/0/0/0"
+def test_a_damaged_pool_gets_no_card(pool_copy):
+    shard = pool_copy / "pool.zarr/image/c/0/0/0/0"
     os.truncate(shard, shard.stat().st_size - 1)
     with pytest.raises(CorruptError, match="is damaged"):
-        card_of(alone, licence="MIT")
-    assert list(alone.parent.iterdir()) == [alone]
+        card_of(pool_copy, licence="MIT")
+    assert list(pool_copy.parent.iterdir()) == [pool_copy]
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_an_interrupted_card_leaves_nothing(at, alone, monkeypatch):
+def test_an_interrupted_card_leaves_nothing(at, pool_copy, monkeypatch):
     writes = 0
 
     def failing(name, write):
@@ -459,45 +461,45 @@ def test_an_interrupted_card_leaves_nothing(at, alone, monkeypatch):
         for name in ("write_atomic", "write_samples", "write_readme", "write_manifest"):
             patched.setattr(card, name, failing(name, getattr(card, name)))
         with pytest.raises(KeyboardInterrupt):
-            card_of(alone)
-    assert list(alone.parent.iterdir()) == [alone]
-    verify(card_of(alone))
+            card_of(pool_copy)
+    assert list(pool_copy.parent.iterdir()) == [pool_copy]
+    verify(card_of(pool_copy))
 
 
-def test_a_card_replaces_nothing(alone):
-    card_of(alone)
+def test_a_card_does_not_overwrite_an_existing_folder(pool_copy):
+    card_of(pool_copy)
     with pytest.raises(RecipeError, match="already exists and is not overwritten"):
-        card_of(alone)
+        card_of(pool_copy)
 
 
-def test_shards_that_the_manifest_does_not_list_are_refused(alone):
-    manifest = read_manifest(alone)
+def test_shards_missing_from_the_manifest_are_rejected(pool_copy):
+    manifest = read_manifest(pool_copy)
     files = [file for file in manifest.files if not file.path.startswith("pool.zarr/lam/c/")]
-    write_manifest(alone, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
+    write_manifest(pool_copy, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
     with pytest.raises(CorruptError):
-        card_of(alone)
+        card_of(pool_copy)
 
 
-def test_only_finished_pools_have_a_card(finished_workspace, alone):
+def test_only_finished_pools_have_a_card(finished_workspace, pool_copy):
     (dataset,) = (finished_workspace / "ingest").glob("*")
-    with pytest.raises(FormatError, match="stage 'ingest'; only pools have a card"):
-        write_card(dataset, alone.parent / "card")
-    (alone / MANIFEST_NAME).unlink()
+    with pytest.raises(FormatError, match=r"Only pools have a card; .* stage 'ingest'"):
+        write_card(dataset, pool_copy.parent / "card")
+    (pool_copy / MANIFEST_NAME).unlink()
     with pytest.raises(MissingError):
-        write_card(alone, alone.parent / "card")
+        write_card(pool_copy, pool_copy.parent / "card")
 
 
-def test_the_command_lists_the_files_that_it_wrote(alone, command, monkeypatch):
-    monkeypatch.chdir(alone.parent)
-    shown = command("card", alone, "--licence", "my own terms")
+def test_the_command_lists_the_written_files(pool_copy, command, monkeypatch):
+    monkeypatch.chdir(pool_copy.parent)
+    shown = command("card", pool_copy, "--licence", "my own terms")
     assert shown.code == 0
     assert "licence     my own terms" in shown.out
     assert "README.md" in shown.out
-    assert read_manifest("alone-card").config["licence"] == "my own terms"
-    answer = msgspec.json.decode(command("card", alone, "again", "--json").out)
+    assert read_manifest("pool_copy-card").config["licence"] == "my own terms"
+    answer = msgspec.json.decode(command("card", pool_copy, "again", "--json").out)
     assert answer["schema"] == "lsmix/card/1"
     (documented,) = (
         line for line in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").splitlines() if "lsmix/card/1" in line
     )
     assert all(f"`{name}`" in documented for name in answer["content"])
-    assert command("card", alone / "nothing").code == 1
+    assert command("card", pool_copy / "nothing").code == 1

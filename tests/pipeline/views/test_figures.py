@@ -1,4 +1,4 @@
-"""Laws of the paper's figures and of the command that draws them, on the tiny recipe's flow and digits."""
+"""The paper's figures and the command that draws them, tested with the flow and digits of the tiny recipe."""
 
 import io
 import json
@@ -27,7 +27,7 @@ RATES = [2, 5, 7, 9, 11, 14]  # sixteenths, of [P Fig. 4]
 
 
 class Opened(NamedTuple):
-    """What the figures are drawn from."""
+    """The inputs of the figures."""
 
     flow: Flow
     latents: Latents
@@ -58,7 +58,7 @@ def column(sheet, place):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_the_same_bytes_each_time_and_whole(opened, name):
+def test_a_figure_is_deterministic_and_complete(opened, name):
     sheet = opened.draw(name)
     data = figure_png(sheet)
     assert data == figure_png(opened.draw(name))
@@ -71,7 +71,7 @@ def test_a_figure_is_the_same_bytes_each_time_and_whole(opened, name):
         assert picture.height > 8 * len(sheet.rows)
 
 
-def test_figure_1_has_the_columns_that_its_titles_say(opened):
+def test_the_columns_of_figure_1_match_their_titles(opened):
     sheet = opened.draw("fig1")
     first, second = opened.chosen()
     images, z = opened.dataset.train.images, opened.latents.z
@@ -88,7 +88,7 @@ def test_figure_1_has_the_columns_that_its_titles_say(opened):
     assert sheet.decoded == 3
 
 
-def test_figure_3_begins_with_the_image_and_keeps_only_its_first_cell_to_the_end(opened):
+def test_figure_3_starts_with_the_image_and_ends_with_only_its_first_cell_unchanged(opened):
     sheet = opened.draw("fig3")
     assert sheet.column_titles == ["x", *(f"{n}/12" for n in range(1, 12))]
     assert sheet.decoded == 3 * 11
@@ -97,7 +97,7 @@ def test_figure_3_begins_with_the_image_and_keeps_only_its_first_cell_to_the_end
     nothing = opened.decoded(np.zeros((1, opened.flow.dim), np.float32))
     z = opened.latents.z.gather(first)
     np.testing.assert_array_equal(column(sheet, 11), opened.decoded(zero_fill(z, 64 * 11 // 12)))
-    # A twelfth of the 64 components, 5, lies in the first of the 2×2 cells: beyond, there is the image of the zero latent.
+    # The remaining twelfth, 5 of 64 components, belongs to the first of 2×2 cells; the rest shows the all-zero latent.
     change = np.abs(column(sheet, 11).astype(int) - nothing)[..., 0]
     assert change[:, :4, :4].mean() > 2 * change[:, 4:, 4:].mean()
 
@@ -110,7 +110,7 @@ def test_figure_3_begins_with_the_image_and_keeps_only_its_first_cell_to_the_end
         ("appendix-e", ["ls-mix", "linear", "bern-mix", "swap-mix", "reverse-mix"], 2),  # half of 3, rounded up
     ],
 )
-def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(opened, name, methods, pairs):
+def test_an_interpolation_goes_from_one_source_to_the_other_by_each_method(opened, name, methods, pairs):
     sheet = opened.draw(name)
     assert sheet.column_titles == ["x₁", *(f"λ={n}/16" for n in RATES), "x₂"]
     assert len(sheet.rows) == pairs * len(methods)
@@ -138,11 +138,11 @@ def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(opened, name, 
     assert sheet.row_titles[::pairs] == titled
 
 
-def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(opened, monkeypatch):
-    other = "lsmix.glow.latent_mixing:linear"  # as an entry point of another package would name its own
+def test_appendix_e_shows_methods_of_other_packages_only_on_request(opened, monkeypatch):
+    other = "lsmix.glow.latent_mixing:linear"  # stands for an entry point of another package
     monkeypatch.setattr(LATENT_METHODS, "_external", lambda: {"from-elsewhere": other})
     own = ["LS-Mix", "Linear", "Bern-Mix", "Swap-Mix", "Reverse-Mix"]
-    assert opened.draw("appendix-e", pairs=1).row_titles == own  # so that a report does not depend on what is installed
+    assert opened.draw("appendix-e", pairs=1).row_titles == own  # reports must not depend on the installed packages
     sheet = opened.draw("appendix-e", pairs=1, methods=LATENT_METHODS.names())
     assert sheet.row_titles == [*own, "from-elsewhere"]
     for linear, elsewhere in zip(sheet.rows[1], sheet.rows[5], strict=True):
@@ -169,7 +169,7 @@ def test_pairs_are_disjoint_and_of_two_classes_if_possible(labels, count, seed):
     rows = [row for pair in pairs for row in pair]
     assert len(set(rows)) == len(rows)
     for number, (first, second) in enumerate(pairs):
-        if labels[first] == labels[second]:  # then the later ones were all of this class
+        if labels[first] == labels[second]:  # then all remaining rows have this class
             left = set(range(len(labels))) - {row for pair in pairs[:number] for row in pair}
             assert len({labels[row] for row in left}) == 1
 
@@ -198,7 +198,7 @@ def test_the_command_draws_from_finished_artifacts(finished_workspace, tiny_reci
     assert (tmp_path / document["content"]["path"]).read_bytes() == written.read_bytes()
 
 
-def test_the_command_makes_only_what_a_figure_needs(tiny_recipe, tmp_path, command):
+def test_the_command_builds_only_the_artifacts_that_a_figure_needs(tiny_recipe, tmp_path, command):
     small = ["--set", "flow.training.iterations=2", "--set", "data.limit=150", "--device", "cpu", "-q"]
     target, workspace = tmp_path / "sheet.png", tmp_path / "runs"
     result = command("figure", "fig1", tiny_recipe, "--workspace", workspace, "--out", target, *small)
@@ -216,7 +216,7 @@ def test_a_dry_run_draws_nothing(tiny_recipe, tmp_path, command):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_flow_of_another_folder_is_used(finished_workspace, tmp_path, command):
+def test_a_flow_given_by_path_is_used(finished_workspace, tmp_path, command):
     (flow,) = (finished_workspace / "train-glow").glob("tiny-*")
     recipe = tmp_path / "given.toml"
     recipe.write_text(
@@ -244,9 +244,7 @@ def test_a_flow_of_another_folder_is_used(finished_workspace, tmp_path, command)
         (["fig1", "gone.toml"], "gone.toml"),
     ],
 )
-def test_a_mistake_is_refused_in_one_sentence_before_anything_is_made(
-    words, message, tiny_recipe, tmp_path, command, monkeypatch
-):
+def test_invalid_arguments_are_rejected_before_any_work(words, message, tiny_recipe, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain = tmp_path / "plain.toml"
     plain.write_text('name = "plain"\n[data]\nformat = "digits"\ntest = 50\n[runs.baseline]\n')

@@ -1,4 +1,4 @@
-"""A grid shows every image's very pixels, enlarged, at its place, on a transparent ground."""
+"""Image grids contain the exact pixels of every image, enlarged, in the right cell, on a transparent background."""
 
 import io
 
@@ -22,7 +22,7 @@ def random_image(seed, height=4, width=5, channels=3):
     gap=st.integers(0, 5),
     titled=st.booleans(),
 )
-def test_every_image_can_be_read_back_from_its_place(lengths, channels, scale, gap, titled):
+def test_every_image_can_be_read_back_from_its_cell(lengths, channels, scale, gap, titled):
     rows = [[random_image(10 * r + c, channels=channels) for c in range(n)] for r, n in enumerate(lengths)]
     titles = {"column_titles": ["λ"] * 3, "row_titles": ["first"]} if titled else {}
     pixels = np.asarray(image_grid(rows, scale=scale, gap=gap, **titles))
@@ -38,7 +38,7 @@ def test_every_image_can_be_read_back_from_its_place(lengths, channels, scale, g
             assert (place[..., 3] == 255).all()
 
 
-def test_empty_places_and_gaps_are_transparent():
+def test_empty_cells_and_gaps_are_transparent():
     pixels = np.asarray(image_grid([[random_image(0), None], [None, random_image(1)]], scale=1, gap=2))
     assert pixels.shape == (4 + 2 + 4, 5 + 2 + 5, 4)
     assert (pixels[:4, 5:, 3] == 0).all()
@@ -52,7 +52,7 @@ def test_smaller_images_are_centred():
     assert opaque.tolist() == [[1, 2], [2, 2]]
 
 
-def test_titles_are_drawn_and_long_ones_are_cut_at_their_neighbours():
+def test_titles_are_drawn_and_long_titles_do_not_overlap_the_next_column():
     rows = [[random_image(0)] * 2]
     plain = image_grid(rows, scale=8, column_titles=["x₁", "x₂"])
     assert np.asarray(plain)[:10, :, 3].any()
@@ -70,7 +70,7 @@ def test_images_fill_a_grid_row_by_row():
 
 
 @pytest.mark.parametrize(("side", "pixels"), [(8, 24), (32, 6), (300, 2)])
-def test_a_grid_for_a_page_enlarges_pixels_by_a_whole_number_to_the_width_of_the_page(side, pixels):
+def test_a_grid_for_a_page_enlarges_pixels_by_an_integer_factor_to_the_page_width(side, pixels):
     image = random_image(0, side, side)
     with Image.open(io.BytesIO(page_grid([[image] * 9], ["x₁", "mix", "x₂"] * 3))) as picture:
         assert picture.width == 9 * side * pixels + 8 * 8
@@ -78,7 +78,7 @@ def test_a_grid_for_a_page_enlarges_pixels_by_a_whole_number_to_the_width_of_the
     assert np.array_equal(shown, image)
 
 
-def test_png_bytes_are_the_same_each_time_and_read_back_exactly():
+def test_png_bytes_are_deterministic_and_lossless():
     picture = image_grid([[random_image(0)]], column_titles=["λ = 4/16"])
     first, second = png_bytes(picture), png_bytes(picture.copy())
     assert first == second
@@ -90,11 +90,11 @@ def test_png_bytes_are_the_same_each_time_and_read_back_exactly():
 @pytest.mark.parametrize(
     "wrong", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)]
 )
-def test_an_array_that_is_no_image_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"shows uint8 images of shape \(H, W\)"):
+def test_an_array_that_is_not_an_image_is_rejected(wrong):
+    with pytest.raises(ValueError, match=r"Expected a uint8 image of shape \(H, W\)"):
         image_grid([[wrong]])
 
 
-def test_a_grid_without_images_is_refused():
-    with pytest.raises(ValueError, match="at least one image; got 1 rows"):
+def test_a_grid_without_images_is_rejected():
+    with pytest.raises(ValueError, match="at least one image, got 1 rows"):
         image_grid([[None]])

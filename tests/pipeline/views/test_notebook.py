@@ -1,4 +1,4 @@
-"""What notebooks show of pools and results."""
+"""Notebook views of pools and results."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def test_a_pool_shows_its_first_images(result):
     np.testing.assert_array_equal(strip[:, width : 2 * width], pool.image[1][..., 0])
 
 
-def test_a_pool_at_a_url_shows_no_images_since_they_would_have_to_be_fetched(result, tmp_path):
+def test_a_pool_at_a_url_shows_no_images_to_avoid_a_download(result, tmp_path):
     url = f"memory://{tmp_path.name}/pool"
     lsmix.push(result["mix/lsmix"].folder, url)
     shown = lsmix.open_pool(url, cache=tmp_path / "cache")._repr_html_()
@@ -35,13 +35,13 @@ def test_a_pool_at_a_url_shows_no_images_since_they_would_have_to_be_fetched(res
     assert "<img" not in shown
 
 
-def test_a_pool_shows_its_location_as_text(result, tmp_path):
+def test_the_location_of_a_pool_is_escaped(result, tmp_path):
     folder = tmp_path / "<b>pool"
     shutil.copytree(result["mix/lsmix"].folder, folder)
     assert "&lt;b&gt;pool" in lsmix.open_pool(folder)._repr_html_()
 
 
-def test_a_result_shows_its_error_rates_and_its_report(result):
+def test_a_result_shows_its_error_rates_and_the_path_of_its_report(result):
     shown = result._repr_html_()
     assert "0 of " in shown
     assert result.report_place in shown

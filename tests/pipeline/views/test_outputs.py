@@ -1,4 +1,4 @@
-"""Outputs that the user names: lsmix replaces only regular files, and everything else is refused by name."""
+"""Output paths given by the user: only regular files are overwritten, everything else is rejected with its kind."""
 
 import os
 import stat
@@ -21,14 +21,14 @@ def _link(path):
 
 
 def _device(path):
-    path.symlink_to("/dev/null")  # as /dev/stdout is a link; a device of our own needs root
+    path.symlink_to("/dev/null")  # a link like /dev/stdout, since creating a device needs root
 
 
 KINDS = {"pipe": _pipe, "link": _link, "broken link": lambda path: path.symlink_to("nothing"), "device": _device}
 
 
 @pytest.mark.parametrize("make", [*KINDS.values(), Path.mkdir])
-def test_durable_writes_replace_regular_files_only(tmp_path, make):
+def test_atomic_writes_replace_regular_files_only(tmp_path, make):
     path = tmp_path / "output"
     make(path)
     before = path.lstat()
@@ -39,8 +39,8 @@ def test_durable_writes_replace_regular_files_only(tmp_path, make):
     assert {entry.name for entry in tmp_path.iterdir()} <= {"output", "elsewhere"}
     path.rmdir() if stat.S_ISDIR(after.st_mode) else path.unlink()
     write_atomic(path, b"old")
-    with atomic_path(path) as beside:
-        beside.write_bytes(b"new")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"new")
     assert path.read_bytes() == b"new"
 
 
@@ -52,12 +52,12 @@ def pool(invented_pool):
 
 @pytest.fixture
 def no_renames(monkeypatch):
-    """Let a broken check fail the test instead of destroying a device of this machine."""
+    """Make a broken check fail the test instead of replacing a device file of this machine."""
     monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("a device was about to be replaced"))
 
 
 @pytest.mark.usefixtures("no_renames")
-def test_dev_null_is_refused_and_stays_a_device():
+def test_dev_null_is_rejected_and_stays_a_device():
     with pytest.raises(RecipeError, match="is a device"):
         write_atomic(Path("/dev/null"), b"")
     assert stat.S_ISCHR(os.lstat("/dev/null").st_mode)
@@ -65,7 +65,7 @@ def test_dev_null_is_refused_and_stays_a_device():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["--image", "--html"])
-def test_show_refuses_an_output_that_is_no_regular_file(invented_pool, tmp_path, command, option, kind):
+def test_show_rejects_an_output_that_is_not_a_regular_file(invented_pool, tmp_path, command, option, kind):
     target = tmp_path / "output"
     KINDS[kind](target)
     before = target.lstat()
@@ -76,14 +76,14 @@ def test_show_refuses_an_output_that_is_no_regular_file(invented_pool, tmp_path,
 
 @pytest.mark.usefixtures("pool", "no_renames")
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/null"])
-def test_show_refuses_the_terminal_and_devices(pool, command, path):
+def test_show_rejects_the_terminal_and_devices(pool, command, path):
     before = os.lstat(path)
     result = command("show", pool, "--image", path)
     assert (result.code, "lsmix replaces only regular files" in result.err) == (1, True)
     assert os.lstat(path).st_ino == before.st_ino
 
 
-def test_a_figure_is_refused_before_anything_is_made(tiny_recipe, tmp_path, command):
+def test_an_invalid_figure_path_is_rejected_before_any_work(tiny_recipe, tmp_path, command):
     out = tmp_path / "fig4.png"
     os.mkfifo(out)
     result = command("figure", "fig4", tiny_recipe, "--workspace", tmp_path / "runs", "--out", out)
@@ -92,7 +92,7 @@ def test_a_figure_is_refused_before_anything_is_made(tiny_recipe, tmp_path, comm
 
 
 @pytest.mark.parametrize("words", [("export", "--format", "hdf5"), ("pull",)])
-def test_a_folder_is_not_made_over_a_broken_link(invented_pool, tmp_path, command, words):
+def test_a_broken_link_is_not_replaced_by_a_folder(invented_pool, tmp_path, command, words):
     target = tmp_path / "dest"
     target.symlink_to("nothing")
     name, *options = words
@@ -100,7 +100,7 @@ def test_a_folder_is_not_made_over_a_broken_link(invented_pool, tmp_path, comman
     assert target.is_symlink()
 
 
-def test_a_rebuild_is_not_made_over_a_broken_link(tiny_workspace, tmp_path, command):
+def test_a_broken_link_is_not_replaced_by_a_rebuilt_pool(tiny_workspace, tmp_path, command):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     (flow,) = (tiny_workspace / "train-glow").iterdir()
     (data,) = (tiny_workspace / "ingest").iterdir()

@@ -1,4 +1,4 @@
-"""A page holds all that it was given, escapes it, and loads nothing from outside."""
+"""Pages contain everything they are given, escape it, and load nothing from outside."""
 
 import re
 from html.parser import HTMLParser
@@ -23,7 +23,7 @@ VOID = {"img", "meta", "br", "hr", "link", "input"}
 
 
 class Reader(HTMLParser):
-    """Keeps tags, attributes and text, and checks that tags close in order."""
+    """Parser that collects tags, attributes and text, and checks that tags are closed in order."""
 
     def __init__(self, document):
         super().__init__()
@@ -50,7 +50,7 @@ class Reader(HTMLParser):
 
 
 def whole_page(text="plain"):
-    """Return a page with ``text`` in every place that takes words."""
+    """Return a page with ``text`` in every text field."""
     svg = Figure(name="rates", data=error_rate_plot(RUNS), alt=f"alt {text}", caption=text)
     png = Figure(name="mixes", data=png_bytes(image_grid([[np.zeros((4, 4, 3), np.uint8)]], scale=5)), alt="mixes")
     table = Table(title=text, columns=("a", text), rows=((text, "1.5"), ("b", "2")), note=text, best=(1,))
@@ -80,22 +80,22 @@ def test_the_page_is_well_formed_and_loads_nothing_from_outside():
     assert policy.startswith("default-src 'none'")
 
 
-def test_every_figure_has_its_text():
+def test_every_figure_has_alternative_text_and_a_file_name():
     page = Reader(render_page(whole_page()))
     images = page.of("img")
     assert [image["alt"] for image in images] == ["alt plain", "mixes"]
     assert [image["src"] for image in images] == [figure.uri for figure in whole_page().figures]
     assert [figure.file_name for figure in whole_page().figures] == ["rates.svg", "mixes.png"]
-    assert images[1]["width"] == "10"  # 4 pixels × 5, at two to one of the page
+    assert images[1]["width"] == "10"  # 4 pixels × scale 5, at 2 image pixels per CSS pixel
 
 
-def test_folded_sections_follow_the_open_ones_and_empty_ones_are_left_out():
+def test_folded_sections_follow_open_sections_and_empty_sections_are_omitted():
     document = render_page(whole_page())
     assert "left out" not in document
     assert document.index("Error rates") < document.index("<details") < document.index("<pre>")
 
 
-def test_every_cell_names_its_column_for_narrow_screens():
+def test_every_table_cell_names_its_column_for_narrow_screens():
     cells = Reader(render_page(whole_page())).of("td")
     assert [cell["data-label"] for cell in cells[:5]] == list(error_table(RUNS).columns)
 
@@ -103,7 +103,7 @@ def test_every_cell_names_its_column_for_narrow_screens():
 @pytest.mark.parametrize(
     "text", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "{{ 7*7 }} &lt; 'x'", "</style>"]
 )
-def test_text_is_shown_as_it_is_and_never_read_as_html(text):
+def test_text_is_shown_verbatim_and_never_parsed_as_html(text):
     page, plain = Reader(render_page(whole_page(text))), Reader(render_page(whole_page()))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     assert sum(words.count(text) for words in page.words) >= 12
@@ -125,31 +125,31 @@ def test_the_same_page_gives_the_same_bytes():
     assert render_page(whole_page()) == render_page(whole_page())
 
 
-def test_the_table_has_the_numbers_of_the_paper_beside_ours():
+def test_the_table_shows_the_results_of_the_paper_next_to_the_measured_ones():
     runs = [
         RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True, paper="3.61 ± 0.102"),
         RunSummary(label="LS-Mix", errors=(4.0,), paper="2.45 ± 0.061"),
-        RunSummary(label="ours alone", errors=(4.5,)),
+        RunSummary(label="not in the paper", errors=(4.5,)),
         RunSummary(label="not run", errors=(), paper="2.61"),
     ]
     table = error_table(runs)
-    assert table.columns[:5] == ("run", "error rate, %", "paper, %", "against baseline", "paper's")
+    assert table.columns[:5] == ("run", "error rate, %", "paper, %", "difference from baseline", "paper's difference")
     assert [row[:5] for row in table.rows] == [
         ("baseline", "5.00 ± 0.14", "3.61 ± 0.102", "–", "–"),
         ("LS-Mix", "4.00", "2.45 ± 0.061", "−1.00", "−1.16"),
-        ("ours alone", "4.50", "–", "−0.50", "–"),
+        ("not in the paper", "4.50", "–", "−0.50", "–"),
         ("not run", "–", "2.61", "–", "−1.00"),
     ]
-    assert b"the paper" in error_rate_plot(runs)
+    assert b"open diamonds: paper" in error_rate_plot(runs)
 
 
-def test_a_long_table_marks_the_best_three_as_table_1_does():
+def test_a_long_table_highlights_the_best_three_like_table_1_of_the_paper():
     runs = [RunSummary(label=str(error), errors=(error,)) for error in (5.0, 4.0, 7.0, 3.0, 6.0, 8.0, 2.0)]
     assert error_table(runs).best == (6, 3, 1)
     assert error_table(runs[:6]).best == (3,)
 
 
-def test_every_row_has_its_budget_and_how_often_images_were_seen():
+def test_the_budget_table_shows_how_often_images_were_seen():
     seen = (Seen(source="pool p", images=1000, times=3.0), Seen(source="training images", images=500, times=1.5))
     runs = [
         RunSummary(label="a", errors=(5.0,), images=3750, updates=60, seen=seen),
@@ -162,7 +162,7 @@ def test_every_row_has_its_budget_and_how_often_images_were_seen():
     assert "not fair" in budget_table([*runs, RunSummary(label="c", errors=(), images=1)]).note
 
 
-def test_the_table_of_error_rates_marks_the_lowest_and_compares_with_the_baseline():
+def test_the_table_of_error_rates_highlights_the_lowest_and_compares_with_the_baseline():
     table = error_table(RUNS)
     assert table.rows == (
         ("baseline", "5.00 ± 0.14", "–", "2", "5.10, 4.90"),
@@ -173,10 +173,10 @@ def test_the_table_of_error_rates_marks_the_lowest_and_compares_with_the_baselin
     assert table.kinds == ("", "number", "number", "number", "")
     alone = error_table(RUNS[1:])
     assert alone.best == ()
-    assert "against baseline" not in alone.columns
+    assert "difference from baseline" not in alone.columns
 
 
-def test_sizes_and_times_are_rounded_to_the_unit_they_are_shown_in():
+def test_sizes_and_durations_switch_to_the_next_unit_after_rounding():
     assert [format_bytes(n) for n in (0, 999, 1000, 999_949, 999_950, 2 * 10**9, 5 * 10**12)] == [
         "0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "2.0 GB", "5.0 TB"
     ]  # fmt: skip

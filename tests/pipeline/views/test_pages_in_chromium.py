@@ -1,7 +1,7 @@
-"""Report and pool page in a real browser: they fit, and the filters of a pool work by mouse and keyboard.
+"""The report and the pool page in a real browser: they fit the window, and the filters work by mouse and keyboard.
 
-Chromium is spoken to over a pipe (--remote-debugging-pipe), so nothing but the browser is needed. Photographs are kept
-where LSMIX_PHOTOGRAPHS says, to be looked at.
+The tests control Chromium over a pipe (--remote-debugging-pipe), so they need only the browser. Set LSMIX_PHOTOGRAPHS
+to a folder to keep the screenshots.
 """
 
 import base64
@@ -22,7 +22,7 @@ from lsmix.pipeline.views.pool_page import render_pool_page
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 60  # for an answer, on a busy machine
+SECONDS = 60  # timeout for an answer; generous for busy machines
 
 # Chromium reads commands from descriptor 3 and answers on 4, not on the pipes' own numbers.
 LAUNCH = """
@@ -35,7 +35,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """One page in a headless Chromium, by the DevTools protocol."""
+    """One page in a headless Chromium, controlled by the DevTools protocol."""
 
     def __init__(self, program, folder):
         down, self._write = os.pipe()
@@ -83,7 +83,7 @@ class Browser:
             ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
             assert ready, "Chromium does not answer"
             block = os.read(self._read, 1 << 20)
-            assert block, "Chromium went away"
+            assert block, "Chromium exited"
             self._buffer += block
         message, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(message))
@@ -123,7 +123,7 @@ class Browser:
         target.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self):
-        os.close(self._write)  # with its pipe gone, Chromium ends
+        os.close(self._write)  # Chromium exits when its pipe is closed
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -136,7 +136,7 @@ class Browser:
 def browser(tmp_path_factory):
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        pytest.skip("needs Chromium; there is none on the PATH")
+        pytest.skip("needs Chromium on the PATH")
     opened = Browser(program, tmp_path_factory.mktemp("browser"))
     try:
         opened.start()
@@ -147,7 +147,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool_folder(finished_workspace):
-    named = os.environ.get("LSMIX_PHOTOGRAPHED_POOL")  # to look at another one
+    named = os.environ.get("LSMIX_PHOTOGRAPHED_POOL")  # use another pool for the screenshots
     return Path(named) if named else next((finished_workspace / "mix").glob("lsmix-*"))
 
 
@@ -164,7 +164,7 @@ VISIBLE = """Array.from(document.querySelectorAll('.samples:not(.failures) > li'
 
 
 UNFOLD = "document.querySelectorAll('details').forEach(part => { part.open = true; })"
-# Elements that can be scrolled sideways, and those that end outside of the page.
+# Elements that can be scrolled horizontally, and elements that extend beyond the page.
 SIDEWAYS = """Array.from(document.querySelectorAll('body *')).filter(one => {
     const style = getComputedStyle(one), box = one.getBoundingClientRect();
     return (['auto', 'scroll'].includes(style.overflowX) && one.scrollWidth > one.clientWidth + 1)
@@ -177,18 +177,18 @@ def visible(browser):
 
 
 def complaints(browser):
-    browser.ask("1")  # so that what came before it has been read
+    browser.ask("1")  # its answer arrives after all pending events
     return [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
 
 
 def choose(browser, selector, place):
-    """Choose an entry of a list by the keyboard, as the open list is no part of the page."""
+    """Choose an entry of a list by keyboard, since the open list is not part of the page."""
     browser.ask(f"document.querySelector({selector!r}).focus()")
     browser.press("Home", 36)
     browser.press("ArrowDown", 40, times=place)
 
 
-def test_filters_leave_exactly_what_fits(browser, page, pool_folder):
+def test_filters_show_exactly_the_matching_samples(browser, page, pool_folder):
     browser.open(page)
     browser.ask(UNFOLD)
     everything = visible(browser)
@@ -223,7 +223,7 @@ def test_filters_leave_exactly_what_fits(browser, page, pool_folder):
     assert all(url.startswith(("file:", "data:")) for url in asked)
 
 
-def test_states_are_filtered_and_an_empty_choice_says_so(browser, page):
+def test_the_status_filter_works_and_an_empty_result_shows_a_message(browser, page):
     browser.open(page)
     browser.ask(UNFOLD)
     everything = visible(browser)
@@ -237,7 +237,7 @@ def test_states_are_filtered_and_an_empty_choice_says_so(browser, page):
     assert browser.ask("document.getElementById('nothing').checkVisibility()") == (not left)
 
 
-def test_the_keyboard_reaches_every_filter_in_the_order_of_reading(browser, page):
+def test_the_tab_key_reaches_every_filter_in_reading_order(browser, page):
     browser.open(page)
     reached = []
     browser.click("summary")
@@ -248,18 +248,18 @@ def test_the_keyboard_reaches_every_filter_in_the_order_of_reading(browser, page
     assert reached == ["label", "status", "by", "low", "high", "Show all"]
 
 
-def test_without_scripts_everything_is_shown_and_nothing_pretends_to_work(browser, page):
+def test_without_javascript_all_samples_are_shown_and_the_filters_are_hidden(browser, page):
     browser.open(page, scripts=False)
     assert len(visible(browser)) == 9
     browser.ask(UNFOLD)
     shown = visible(browser)
     assert len(shown) == browser.ask(f"document.querySelectorAll('{CARDS}').length")
     assert not browser.ask("document.getElementById('filter').checkVisibility()")
-    assert "Filters need scripts" in browser.ask("document.body.innerText")
+    assert "The filters need JavaScript" in browser.ask("document.body.innerText")
     browser.send("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_no_other_script_than_its_own_may_run(browser, page, tmp_path):
+def test_only_the_script_of_the_template_may_run(browser, page, tmp_path):
     text = page.read_text(encoding="utf-8")
     changed = tmp_path / "changed.html"
     changed.write_text(
@@ -279,12 +279,12 @@ def report(finished_workspace):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("which", ["report", "page"])
-def test_pages_fit_and_read_in_both_themes(which, width, theme, browser, request, tmp_path):
+def test_pages_fit_the_window_and_are_readable_in_both_themes(which, width, theme, browser, request, tmp_path):
     browser.open(request.getfixturevalue(which), width=width, theme=theme)
     assert browser.ask("Array.from(document.images).every(image => image.complete && image.naturalWidth > 0)")
     assert browser.ask("document.documentElement.scrollHeight") < 6000
     assert browser.ask("document.images[0].getBoundingClientRect().top") < 900  # pictures come first
-    # Text and what is behind it, by the contrast that WCAG 2 asks of small text.
+    # Text and background must have the contrast that WCAG 2 requires for small text.
     for text, behind in (
         ("ink", "page"),
         ("soft", "page"),

@@ -1,4 +1,4 @@
-"""Plots give the same bytes each time, show their numbers, follow the theme, and accept odd inputs."""
+"""Plots are deterministic, show their numbers, follow the theme, and accept unusual inputs."""
 
 import random
 import re
@@ -64,26 +64,26 @@ def texts(svg):
     return [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_svg_is_well_formed_and_carries_no_date_and_no_maker(plots):
+def test_svg_is_well_formed_and_contains_no_metadata(plots):
     for name, svg in plots.items():
         assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg", name
         assert b"metadata" not in svg
         assert b"matplotlib v" not in svg.lower()
 
 
-def test_the_same_numbers_give_the_same_bytes_with_other_settings_and_seeds(plots):
+def test_the_same_numbers_give_the_same_bytes_under_other_settings_and_seeds(plots):
     random.seed(123)
     with mpl.rc_context({"font.size": 31, "axes.facecolor": "pink", "svg.hashsalt": None}):
         assert every_plot() == plots
         assert mpl.rcParams["font.size"] == 31
 
 
-def test_a_matrix_of_few_classes_has_their_names_and_numbers():
+def test_a_matrix_of_few_classes_shows_their_names_and_numbers():
     shown = texts(pair_matrix(np.array([[1200, 7], [0, 3]]), ["cat", "<owl>"]))
     assert {"cat", "<owl>", "1,200", "7", "0", "3"} <= set(shown)
 
 
-def test_error_rates_are_written_as_the_paper_prints_them():
+def test_error_rates_are_formatted_as_in_the_paper():
     shown = texts(error_rate_plot(RUNS))
     assert {"5.00 ± 0.14", "4.01", "–", "LS-Mix <α & β>", "not yet"} <= set(shown)
 
@@ -96,7 +96,7 @@ def test_the_spread_over_seeds_is_the_sample_standard_deviation():
     assert RunSummary(label="x", errors=(3.0,)).std is None
 
 
-def test_a_spread_says_its_median_and_a_distance_both_its_directions():
+def test_spread_plots_show_the_median_and_distance_plots_both_directions():
     assert "0.500" in texts(spread_plot({"a": np.array([0.25, 0.5, 0.75, np.inf])}, "bits"))
     assert "−0.250  +0.250" in texts(distance_plot({"a": (INTERVAL, INTERVAL)}, "bits"))
 
@@ -105,13 +105,13 @@ def test_svg_follows_the_theme_in_every_colour(plots):
     for name, svg in plots.items():
         text = svg.decode()
         assert "@media (prefers-color-scheme:dark)" in text, name
-        # What has a colour of its own, beside our variables, would vanish in one of the themes.
+        # An element with a fixed colour instead of a variable would vanish in one of the themes.
         assert not re.findall(
             r"#[0-9a-f]{6}\b|rgb|black|white", re.sub(r"var\([^)]*\)", "", text.partition("</style>")[2])
         ), name
 
 
-def test_names_with_dollars_and_underscores_are_text_and_not_mathematics():
+def test_names_with_dollars_and_underscores_are_not_parsed_as_mathematics():
     shown = texts(
         curves("$x", [Series(label=r"\frac$ $", x=[0, 1], y=[0, 1]), Series(label="b", x=[0], y=[0])], "x_1", "y")
     )

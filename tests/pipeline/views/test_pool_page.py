@@ -1,4 +1,4 @@
-"""The page of a pool shows what the pool holds, escapes hostile text, and stays small."""
+"""The HTML page of a pool shows the pool's content, escapes hostile text and stays small."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ EVIL = "<img src=x onerror=alert(1)>'\"&</script>"
 
 
 def make_pool(folder, *, rows=3000, side=8, channels=3, classes=("cat", "dog", "owl"), redrawn=(), kept=(), **manifest):
-    """Make a pool of noise with shares from 0 to 1."""
+    """Write a pool of noise images with evenly spaced shares from 0 to 1."""
 
     def columns(own):
         labels = {"label_a": own % len(classes), "label_b": (own + 1) % len(classes)}
@@ -31,12 +31,12 @@ def make_pool(folder, *, rows=3000, side=8, channels=3, classes=("cat", "dog", "
 
 
 def shown(page):
-    """Return the data attributes of all samples on a page, and how many pictures each has."""
+    """Return the data attributes of all samples on a page, each with its number of images."""
     items = re.findall(r'<li class="card"(.*?)</li>', page, re.DOTALL)
     return [{**dict(re.findall(r'data-(\w+)="(.*?)"', item)), "pictures": str(item.count("<img "))} for item in items]
 
 
-# What is counted, and what is chosen.
+# Counting and choosing rows.
 
 
 def test_a_summary_counts_every_row(tmp_path):
@@ -50,7 +50,7 @@ def test_a_summary_counts_every_row(tmp_path):
     assert summary.decode_failed == [5, 700, 9]
 
 
-def test_statuses_of_the_sample_are_in_their_true_proportion_and_shares_are_spread(tmp_path):
+def test_chosen_rows_have_statuses_in_true_proportion_and_evenly_spread_shares(tmp_path):
     pool = open_pool(make_pool(tmp_path / "p", redrawn=range(0, 3000, 5)))
     rows = np.array([*summarise_pool(pool, 100).chosen])
     assert len(set(rows.tolist())) == 100
@@ -61,7 +61,7 @@ def test_statuses_of_the_sample_are_in_their_true_proportion_and_shares_are_spre
     assert not few.status[[*summarise_pool(few, 100).chosen]].any()
 
 
-def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path):
+def test_clearly_mixed_rows_from_the_entire_pool_come_first(tmp_path):
     pool = open_pool(make_pool(tmp_path / "p"))
     rows = np.array([*summarise_pool(pool, 50).chosen])
     share = pool.share_b[rows]
@@ -72,7 +72,7 @@ def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path):
     assert (np.diff(share[30:]) >= 0).all()
 
 
-def test_the_sample_depends_on_the_seed_and_has_at_most_all_rows(tmp_path):
+def test_the_choice_of_rows_depends_on_the_seed_and_has_no_duplicates(tmp_path):
     pool = open_pool(make_pool(tmp_path / "p", rows=300))
     assert summarise_pool(pool, 40).chosen == summarise_pool(pool, 40).chosen
     assert summarise_pool(pool, 40).chosen != summarise_pool(pool, 40, seed=1).chosen
@@ -80,21 +80,21 @@ def test_the_sample_depends_on_the_seed_and_has_at_most_all_rows(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[100], [-1], ["0"], "0", [2**70]])
-def test_a_manifest_with_row_numbers_out_of_range_is_refused(rows, tmp_path):
+def test_a_manifest_with_row_numbers_out_of_range_is_rejected(rows, tmp_path):
     folder = make_pool(tmp_path / "p", rows=100, counts={"decode_failed_rows": rows})
     with pytest.raises(CorruptError, match=r"decode_failed_rows|its counts is"):
         render_pool_page(folder)
 
 
-# What the page shows.
+# Content of the page.
 
 
-def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace):
+def test_a_pool_in_its_workspace_is_shown_with_its_source_images(finished_workspace):
     folder = artifact_folder(finished_workspace, "mix", "lsmix")
     page, what = render_pool_page(folder, samples=30)
-    assert "between their sources" in what
+    assert "with their source images" in what
     pool = open_pool(folder)
-    samples = shown(page.partition("further rows that failed")[0])
+    samples = shown(page.partition("more rows whose first attempt failed")[0])
     assert len(samples) == 30
     assert {sample["pictures"] for sample in samples} == {"3"}
     listed = [int(row.replace(",", "")) for row in re.findall(r"<span>row ([\d,]+)</span>", page)]
@@ -107,17 +107,17 @@ def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace
     assert pool.manifest.content_digest in page
 
 
-def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_their_own_section(tmp_path):
+def test_statuses_are_counted_over_the_entire_pool_and_failed_rows_have_their_own_section(tmp_path):
     page, _ = render_pool_page(make_pool(tmp_path / "p", redrawn=range(30), kept=(17 * 30,)), samples=50)
     assert "2,969 ok (98.97 %), 30 redrawn (1.00 %), 1 decode failed (0.03 %)" in re.sub(r"\s+", " ", page)
-    assert "24 further rows that failed to decode at first" in page
-    failed = shown(page.split("further rows that failed")[1])
+    assert "24 more rows whose first attempt failed to decode" in page
+    failed = shown(page.split("more rows whose first attempt failed")[1])
     assert {sample["status"] for sample in failed} <= {"redrawn", "decode failed"}
     assert len(failed) == 24
-    assert "further rows" not in render_pool_page(make_pool(tmp_path / "q"), samples=50)[0]
+    assert "more rows whose" not in render_pool_page(make_pool(tmp_path / "q"), samples=50)[0]
 
 
-def test_a_pool_without_its_workspace_is_shown_without_sources_until_data_is_given(
+def test_a_pool_outside_its_workspace_is_shown_without_source_images_unless_data_is_given(
     finished_workspace, tmp_path, command
 ):
     alone = Path(shutil.copytree(artifact_folder(finished_workspace, "mix", "lsmix"), tmp_path / "alone"))
@@ -148,18 +148,18 @@ def test_hostile_text_is_escaped_and_shortened(tmp_path):
 
 
 @pytest.mark.parametrize(("side", "channels"), [(300, 3), (32, 1)])
-def test_a_page_never_outgrows_its_limit(side, channels, tmp_path):
-    # Noise is the worst case.
+def test_a_page_never_exceeds_its_size_limit(side, channels, tmp_path):
+    # Noise is the worst case, since it cannot be compressed.
     folder = make_pool(tmp_path / "p", rows=400, side=side, channels=channels)
     page, what = render_pool_page(folder, samples=1000)
     assert 500_000 < len(page.encode()) < 3_000_000
     assert what.startswith(f"{len(shown(page))} of 400 images")
-    assert ("Pictures are reduced" in page) == (side > 96)
+    assert ("Images are downscaled" in page) == (side > 96)
 
 
-def test_pools_of_many_classes_and_of_three_sources_have_their_page(tmp_path, finished_workspace, tiny_recipe):
+def test_pools_with_many_classes_or_three_sources_have_a_page(tmp_path, finished_workspace, tiny_recipe):
     page, _ = render_pool_page(make_pool(tmp_path / "p", classes=tuple(f"class {i}" for i in range(30))))
-    assert "The most frequent of 900 possible pairs" in page
+    assert "The most frequent of the 900 possible pairs" in page
     from lsmix.pipeline.api import run
 
     workspace = Path(shutil.copytree(finished_workspace, tmp_path / "runs"))
@@ -171,15 +171,15 @@ def test_pools_of_many_classes_and_of_three_sources_have_their_page(tmp_path, fi
     assert re.search(r"<span>from (top-right|bottom-left|bottom-right)</span>", page)
 
 
-# What is refused, with the reason.
+# Rejected inputs.
 
 
-def test_other_artifacts_and_other_sources_are_refused(finished_workspace, tmp_path, command):
+def test_other_artifacts_and_other_data_sets_are_rejected(finished_workspace, tmp_path, command):
     dataset, pool = (
         artifact_folder(finished_workspace, "ingest", "tiny"),
         artifact_folder(finished_workspace, "mix", "lsmix"),
     )
-    with pytest.raises(FormatError, match="only pools have an HTML page"):
+    with pytest.raises(FormatError, match="Only pools have an HTML page"):
         render_pool_page(dataset)
     with pytest.raises(RecipeError, match="made from the data set with content digest"):
         render_pool_page(pool, data=artifact_folder(finished_workspace, "train-glow", "tiny"))
@@ -189,7 +189,7 @@ def test_other_artifacts_and_other_sources_are_refused(finished_workspace, tmp_p
     assert command("show", pool, "--rows", "65").code == 1
 
 
-def test_labels_that_differ_from_their_sources_are_refused(tmp_path, tiny_workspace):
+def test_labels_that_differ_from_the_source_labels_are_rejected(tmp_path, tiny_workspace):
     folder = artifact_folder(tiny_workspace, "mix", "lsmix")
     pool = open_pool(folder)
     arrays = {name: column[:] for name, column in pool.columns.items()}
@@ -198,12 +198,12 @@ def test_labels_that_differ_from_their_sources_are_refused(tmp_path, tiny_worksp
         rows = pool.columns.table.shard_range(shard)
         write_pool_shard(folder, shard, {name: values[rows.start : rows.stop] for name, values in arrays.items()})
     reseal(folder)
-    with pytest.raises(CorruptError, match=r"training image \d+ is of class"):
+    with pytest.raises(CorruptError, match=r"training image \d+ has class \d, but in the data set it has class \d"):
         render_pool_page(folder)
 
 
 @pytest.mark.parametrize("column", ["lam", "share_b"])
-def test_impossible_numbers_are_refused(column, tmp_path, monkeypatch):
+def test_numbers_out_of_range_are_rejected(column, tmp_path, monkeypatch):
     pool = open_pool(make_pool(tmp_path / "p", rows=100))
     values = pool.columns[column][:]
     values[7] = np.nan
@@ -212,6 +212,6 @@ def test_impossible_numbers_are_refused(column, tmp_path, monkeypatch):
         summarise_pool(pool)
 
 
-def test_images_of_two_channels_are_refused_by_name(tmp_path):
-    with pytest.raises(LsmixError, match="1 or 3 channels"):
+def test_images_with_two_channels_are_rejected(tmp_path):
+    with pytest.raises(LsmixError, match=r"with 1 \(grey\) or 3 \(RGB\) channels; pool .* has 2"):
         render_pool_page(make_pool(tmp_path / "p", rows=10, channels=2))

@@ -1,4 +1,4 @@
-"""Laws of ``show`` and of the report as a whole, on a finished workspace."""
+"""``lsmix show`` and the finished report, on a finished workspace."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from PIL import Image
 from lsmix.pipeline.views.images import GRID_TITLES
 
 
-def test_show_draws_a_pool_between_its_sources(finished_workspace, tmp_path, command):
+def test_show_draws_the_mixes_of_a_pool_between_their_source_images(finished_workspace, tmp_path, command):
     sheet = tmp_path / "sheet.png"
     result = command("show", artifact_folder(finished_workspace, "mix", "lsmix"), "--image", sheet, "--rows", "2")
     assert result.code == 0
@@ -19,7 +19,7 @@ def test_show_draws_a_pool_between_its_sources(finished_workspace, tmp_path, com
         assert picture.width > 48 * len(GRID_TITLES)
 
 
-def test_show_draws_a_pool_without_its_workspace(finished_workspace, tmp_path, command):
+def test_show_draws_a_pool_outside_its_workspace(finished_workspace, tmp_path, command):
     alone = tmp_path / "alone"
     shutil.copytree(artifact_folder(finished_workspace, "mix", "lsmix"), alone)
     result = command("show", alone, "--image", tmp_path / "sheet.png")
@@ -37,7 +37,7 @@ def test_show_summarises_any_artifact(stage, drawn, finished_workspace, tmp_path
     assert sheet.is_file() == drawn
 
 
-def test_the_report_is_one_file_with_everything_in_it(finished_workspace):
+def test_the_report_is_one_self_contained_file(finished_workspace):
     folder = artifact_folder(finished_workspace, "report", "tiny")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)

@@ -1,4 +1,4 @@
-"""Text that comes with data: characters that do not print are shown as escapes in every output for people."""
+"""Unprintable characters in text that comes with data are shown as escape sequences in every human-readable output."""
 
 import json
 import unicodedata
@@ -25,7 +25,7 @@ CONTROLS = "".join(map(chr, [*range(32), *range(127, 160)]))
 BIDI = "".join(
     map(chr, [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF, 0x2028, 0x2029])
 )
-SURROGATES = "\ud800 \udfff"  # of the command line, or of Python; files of ours cannot hold them
+SURROGATES = "\ud800 \udfff"  # can come from the command line or from Python, but not from lsmix files
 NAMES = (
     "cat",
     "",
@@ -43,14 +43,14 @@ COUNTS = np.arange(40) / 40
 
 
 def check(text):
-    """Fail if the text has a character, but for a newline, that does not print."""
+    """Fail if the text contains an unprintable character other than a newline."""
     odd = {letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
     assert not odd, sorted(map(hex, map(ord, odd)))
 
 
 @pytest.fixture
 def pool(invented_pool):
-    """Return a pool whose classes, licence and citation are strange, with a plan of which a card can be made."""
+    """Return a pool with strange class names, licence and citation, and with the plan that a card needs."""
     folder = invented_pool(class_names=NAMES)
     path = folder / "pool.zarr" / "zarr.json"
     group = json.loads(path.read_bytes())
@@ -66,7 +66,7 @@ def pool(invented_pool):
 
 
 @pytest.mark.parametrize("form", ["pool", *EXPORT_FORMATS.names()])
-def test_the_card_of_a_pool_and_of_its_exports_prints(pool, tmp_path, form):
+def test_the_cards_of_a_pool_and_of_its_exports_are_printable(pool, tmp_path, form):
     if form == "pool":
         write_card(pool, tmp_path / "out", creator=STRANGE)
     else:
@@ -80,7 +80,7 @@ def test_the_card_of_a_pool_and_of_its_exports_prints(pool, tmp_path, form):
         assert any(line.startswith(f"| {label} | {shown}") for line in table), label
 
 
-def test_show_prints(pool, tmp_path, command):
+def test_the_output_of_show_is_printable(pool, tmp_path, command):
     check(render_pool_page(pool)[0])
     for options in ((), ("--json",)):
         shown = command("show", pool, "--image", tmp_path / "sheet.png", *options)
@@ -103,7 +103,7 @@ def test_plots_with_strange_labels_are_valid_xml():
         assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_reports_of_strange_recipes_print():
+def test_reports_with_strange_text_are_printable():
     runs = [RunSummary(label=STRANGE, errors=(5.1, 4.9), paper=STRANGE)]
     figure = Figure(name="f", data=error_rate_plot(runs), alt=STRANGE, caption=STRANGE)
     table = Table(title=STRANGE, columns=(STRANGE,), rows=((STRANGE,),), note=STRANGE)
@@ -123,13 +123,13 @@ def test_reports_of_strange_recipes_print():
     text.encode()
 
 
-def test_lines_stay_and_everything_else_that_does_not_print_is_escaped():
+def test_newlines_are_kept_and_all_other_unprintable_characters_are_escaped():
     assert printable_lines(f"a\nb{CONTROLS}").count("\n") == 2
     check(printable_lines(STRANGE))
     assert printable_lines("ë 🦊") == "ë 🦊"
 
 
-def test_class_names_that_are_no_characters_are_refused_in_one_sentence(tmp_path):
+def test_class_names_with_invalid_code_points_are_rejected(tmp_path):
     path = tmp_path / "set.npz"
     names = np.array(["aa", "bb"])
     np.savez(path, images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, 0, 1]), class_names=names)
@@ -140,5 +140,5 @@ def test_class_names_that_are_no_characters_are_refused_in_one_sentence(tmp_path
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
-        with pytest.raises(SourceError, match="is damaged: it holds what is no character"):
+        with pytest.raises(SourceError, match="is damaged: it contains an invalid character"):
             read_source(SourceConfig(path=str(path)))

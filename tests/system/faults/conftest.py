@@ -1,4 +1,4 @@
-"""The library that makes faults, and the process that runs trials."""
+"""Fixtures for fault injection: the compiled library, and the process that runs the trials."""
 
 import json
 import os
@@ -16,10 +16,10 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="session")
 def faults_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the compiled library that makes calls of the system fail, or skip where none can be compiled."""
+    """Return the compiled library that makes system calls fail; skip the test if it cannot be compiled."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("faults below Python need Linux and a C compiler, gcc or cc; there is none")
+        pytest.skip("needs Linux and a C compiler (gcc or cc)")
     library = tmp_path_factory.mktemp("faults") / "faults.so"
     command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, HERE / "faults.c", "-ldl"]
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -28,7 +28,7 @@ def faults_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trials(faults_library: Path) -> Iterator[Callable[..., list[list[dict[str, Any]]]]]:
-    """Return a function that plays a scene: for each kind of trial the undisturbed run, and then each trial; see ``driver.Scene``."""
+    """Return a function that runs the trials of a ``driver.Scene``, each kind after an undisturbed run."""
     words = [sys.executable, HERE / "driver.py", faults_library]
     environment = {**os.environ, "LD_PRELOAD": str(faults_library), "PYTHONHASHSEED": "0"}
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -38,7 +38,7 @@ def trials(faults_library: Path) -> Iterator[Callable[..., list[list[dict[str, A
             print(json.dumps(scene, default=str), file=driver.stdin, flush=True)
             answer = driver.stdout.readline()
             if not answer.startswith("["):
-                driver.stdin.close()  # so that it ends
+                driver.stdin.close()  # the driver exits when its input is closed
                 raise AssertionError(answer + driver.stdout.read())
             return json.loads(answer)
 

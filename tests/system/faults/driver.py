@@ -1,9 +1,10 @@
-"""Runs commands of lsmix again and again, each time with another fault, and reports the outcomes; in a process of its own.
+"""Run commands of lsmix repeatedly in a separate process, each time with another fault, and report the results.
 
-This process runs the command of a scene once, so that all is imported, and then only forks: every trial is a child's, so
-that a killed one harms no other, none inherits another's memory, and torch is loaded once for thousands.
+The process runs the command of a scene once, to import everything, and then forks a child for each trial. So a killed
+trial affects no other trial, no trial inherits memory of another, and torch is loaded once for thousands of trials.
 
-Started with the library that makes faults in LD_PRELOAD and its path; reads a scene as a line of JSON, answers it with one.
+Start it with the path of the fault library, which must also be in LD_PRELOAD. It reads scenes and writes results as
+lines of JSON.
 """
 
 import contextlib
@@ -24,15 +25,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Of Python 3.12 and newer. Threads of the parent may hold locks, but none of those that the forks need.
+# Python 3.12 and newer warn here. Threads of the parent may hold locks, but none that the forks need.
 warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)
 
 COUNT, FAIL, SHORT, KILL, ROOM, READ_ONLY, SIGNAL = range(1, 8)
-TIMEOUT_SECONDS = 1200  # of a scene on a busy machine; a whole stage, call by call, takes a tenth of it
+TIMEOUT_SECONDS = 1200  # for a scene, ten times as long as the slowest one takes on an idle machine
 
 
 class Faults:
-    """The library's controls, in this process."""
+    """The controls of the fault library in this process."""
 
     def __init__(self, library: str) -> None:
         self._library = ctypes.CDLL(library)
@@ -49,7 +50,7 @@ class Faults:
         self._library.faults_clock(before, after, at)
 
     def disarm(self) -> dict[str, Any]:
-        """Return how many calls there were, how many were hit and which one, and how often the clock was read."""
+        """Disable faults; return the numbers of calls, faults and clock reads, and the name of the failed call."""
         library = self._library
         seen = {"calls": library.faults_calls(), "hits": library.faults_hits(), "looks": library.faults_looks()}
         library.faults_disarm()
@@ -57,14 +58,14 @@ class Faults:
 
 
 def begin(work: Callable[[], dict[str, Any]]) -> tuple[int, int]:
-    """Begin the work in a fork of this process; return what ``end`` takes."""
+    """Start ``work`` in a fork of this process; return the arguments for ``end``."""
     here, there = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(here)
         try:
             answer = work()
-        except BaseException:  # noqa: BLE001 - the test shows it
+        except BaseException:  # noqa: BLE001 - reported by the test
             answer = {"broken": traceback.format_exc()}
         with os.fdopen(there, "w") as stream:
             json.dump(answer, stream)
@@ -74,7 +75,7 @@ def begin(work: Callable[[], dict[str, Any]]) -> tuple[int, int]:
 
 
 def end(child: int, here: int) -> dict[str, Any]:
-    """Return what the work returned, or by which signal it died."""
+    """Return the result of the work, or the signal that killed the fork."""
     with os.fdopen(here) as stream:
         answer = stream.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -82,7 +83,7 @@ def end(child: int, here: int) -> dict[str, Any]:
 
 
 def call(words: list[str]) -> dict[str, Any]:
-    """Run the command line as its entry point does."""
+    """Run the command line in this process."""
     from lsmix.cli import main
 
     sys.argv, code = ["lsmix", *words], 0
@@ -121,13 +122,13 @@ def outcome(folders: list[str]) -> dict[str, str]:
 
 
 class Scene:
-    """A command, what it makes, and what must stay as it is."""
+    """A command, the folders that it writes, and the folders that must not change."""
 
     def __init__(self, facts: dict[str, Any], faults: Faults) -> None:
         self.words: list[str] = facts["words"]
         self.within: str = facts["within"]  # folder below which calls fail
-        self.made: list[str] = facts["made"]  # folders that the command makes things in, removed before each trial
-        self.kept: list[str] = facts["kept"]  # folders of which every file must stay
+        self.made: list[str] = facts["made"]  # folders that the command writes, removed before each trial
+        self.kept: list[str] = facts["kept"]  # folders whose files must not change
         self.faults = faults
 
     def reset(self) -> None:
@@ -136,17 +137,17 @@ class Scene:
             shutil.rmtree(f"{folder}.part", ignore_errors=True)
 
     def warm_up(self) -> None:
-        """Run the command in this process, which imports all that it needs."""
+        """Run the command in this process, to import everything that it needs."""
         from lsmix.pipeline.engine import shards
 
         self.reset()
         said = call(self.words)
         assert said["code"] == 0, f"the command fails without any fault: {said}"
         shards.close_job()
-        gc.freeze()  # or collecting would touch, and so copy, every page of a child
+        gc.freeze()  # otherwise garbage collection would copy all memory pages of a child
 
     def work(self, mode: int, clock: tuple[int, int, int] = (0, 0, -1), **more: int) -> dict[str, Any]:
-        """Run the command here, with a fault; return what it printed and, where it succeeded, what it made."""
+        """Run the command with a fault; return its output and, if it succeeded, its content digests."""
         self.faults.clock(*clock)
         self.faults.arm(self.within, mode, **more)
         said = call(self.words)
@@ -155,11 +156,11 @@ class Scene:
         return {**said, **seen, "outcome": outcome(self.made) if is_made else None}
 
     def run(self, mode: int, **more: Any) -> dict[str, Any]:
-        """Do the same in a child."""
+        """Run ``work`` in a fork."""
         return end(*begin(lambda: self.work(mode, **more)))
 
     def race(self, runners: int) -> dict[str, Any]:
-        """Run the command in several children at the same moment, and then once more."""
+        """Run the command in several forks at the same time, and then once more."""
         self.reset()
         at = time.monotonic() + 0.1
 
@@ -172,7 +173,7 @@ class Scene:
         return {"runs": [end(*child) for child in children], "again": self.run(COUNT)}
 
     def trial(self, mode: int, **more: Any) -> dict[str, Any]:
-        """Run the command with a fault, and then without; return what the first run left and what the second made."""
+        """Run the command with a fault and then without; return the files left by the first run, and both results."""
         self.reset()
         before = digests(self.kept)
         first = self.run(mode, **more)
@@ -188,12 +189,12 @@ class Scene:
 
 
 def trials(scene: Scene, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Go through the undisturbed run, and then a trial for each call, room, clock or race that is wanted."""
+    """Yield the result of an undisturbed run, then of a trial for each requested call, disk size, clock or race."""
     mode, numbers = wanted["mode"], wanted.get("numbers", [0])
     scene.reset()
-    undisturbed = scene.run(SHORT if mode == SHORT else COUNT)  # the first of which counts only what writes bytes
+    undisturbed = scene.run(SHORT if mode == SHORT else COUNT)  # SHORT counts only calls that write bytes
     yield undisturbed
-    if "commands" in wanted:  # as they are, on what the undisturbed run left
+    if "commands" in wanted:  # run these on the result of the undisturbed run
         for scene.words in wanted["commands"]:
             yield scene.run(mode)
         return
@@ -214,9 +215,9 @@ def main() -> None:
     import lsmix.pipeline.engine.progress
     import lsmix.pipeline.engine.run_log
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes in the background do not have
-    lsmix.data.table._WRITERS = lsmix.data.sharing.transfer._JOBS = 1  # so that calls come in the same order each time
-    # Notes and log lines that depend on time would change the number of calls on a busy machine.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore SIGINT by default
+    lsmix.data.table._WRITERS = lsmix.data.sharing.transfer._JOBS = 1  # so that the order of calls is deterministic
+    # Progress notes and log lines that depend on time would change the number of calls on a busy machine.
     lsmix.pipeline.engine.progress._SECONDS_BETWEEN = lsmix.pipeline.engine.run_log._SECONDS_BETWEEN = math.inf
     faults = Faults(sys.argv[1])
     for line in sys.stdin:

@@ -1,7 +1,7 @@
-/* A disk and a clock that fail on request, for the tests of faults; loaded by LD_PRELOAD, controlled through ctypes.
+/* Injects faults of the disk and the clock for tests; loaded with LD_PRELOAD and controlled through ctypes.
 
-   Only calls that change something below one folder count and fail; all others pass. A call has the same number in each
-   run, as long as the work is done in the same order. */
+   Only calls that change something below one folder are counted and can fail. A call has the same number in each run, as
+   long as the work is done in the same order. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -47,7 +47,7 @@ const char *faults_hit_name(void) { return hit_name; }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-/* Whether a path lies below the folder; one that is not absolute begins at the handle `at`. */
+/* Returns whether a path is below the folder; a relative path starts at the file descriptor `at`. */
 static int is_below(int at, const char *path) {
     char whole[PATH_MAX * 2], link[64];
     if (path[0] != '/') {
@@ -81,7 +81,7 @@ static void note(const char *name) {
     if (atomic_fetch_add(&hits, 1) == 0) snprintf(hit_name, sizeof hit_name, "%s", name);
 }
 
-/* Counts a call that writes no bytes; returns 1 where it must fail, with errno set. */
+/* Counts a call that writes no bytes; returns 1, with errno set, if it must fail. */
 static int fails(const char *name) {
     if (mode == READ_ONLY) {
         note(name);
@@ -97,7 +97,7 @@ static int fails(const char *name) {
     return 1;
 }
 
-/* The same of a call that writes bytes; returns how many it may write, or -1 where it must fail. */
+/* Counts a call that writes bytes; returns how many it may write, or -1, with errno set, if it must fail. */
 static ssize_t allowed(const char *name, size_t wanted, int *dies) {
     *dies = 0;
     if (mode == ROOM) {
@@ -152,7 +152,7 @@ static size_t total(const struct iovec *pieces, int count) {
     return bytes;
 }
 
-/* A short one writes of its first piece that is not empty. */
+/* A short writev writes only from its first non-empty buffer. */
 ssize_t writev(int handle, const struct iovec *pieces, int count) {
     __typeof__(&writev) real = REAL(writev);
     if (mode == OFF || !is_file_below(handle)) return real(handle, pieces, count);
@@ -173,7 +173,7 @@ ssize_t writev(int handle, const struct iovec *pieces, int count) {
         return REAL(name) call;                                                            \
     }
 
-/* Really flushing would take most of the time, and no test here cuts the power. */
+/* Not really flushed: flushing would take most of the time, and no test simulates a power failure. */
 #define FLUSHER(name)                                                                      \
     int name(int handle) {                                                                 \
         if (mode == OFF || !is_file_below(handle)) return REAL(name)(handle);              \
@@ -227,7 +227,7 @@ int renameat2(int from_at, const char *from, int at, const char *path, unsigned 
 int renameat(int from_at, const char *from, int at, const char *path) { return renameat2(from_at, from, at, path, 0); }
 int rename(const char *from, const char *path) { return renameat2(AT_FDCWD, from, AT_FDCWD, path, 0); }
 
-/* Removing takes no room and so never fails but on a read-only disk. */
+/* Removing files needs no space, so it fails only on a read-only disk. */
 int unlinkat(int at, const char *path, int flags) {
     if (mode == READ_ONLY && is_below(at, path) && exists(at, path) && fails("unlink")) return -1;
     return REAL(unlinkat)(at, path, flags);
@@ -236,7 +236,7 @@ int unlinkat(int at, const char *path, int flags) {
 int unlink(const char *path) { return unlinkat(AT_FDCWD, path, 0); }
 int rmdir(const char *path) { return unlinkat(AT_FDCWD, path, AT_REMOVEDIR); }
 
-/* The clock: off by some seconds at first, and by others from some call on. */
+/* The clock is off by some seconds at first, and by another offset from some call on. */
 
 static long early, late, change = -1;
 static atomic_long looks;

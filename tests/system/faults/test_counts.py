@@ -1,4 +1,4 @@
-"""Data sets of very few images: each number works at every stage, or is refused in one sentence."""
+"""Data sets with very few images work in every stage, or are rejected with one error line."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ THREE = [0, 1, 2]
 
 @pytest.fixture
 def recipe_of(tmp_path):
-    """Return a function that writes a data set with these labels, and a recipe with this split."""
+    """Return a function that writes a data set with the given labels and a recipe with the given split."""
 
     def write(train, tested=None, *, naturalness=False, **split):
         labels = np.array(train, np.int64)
@@ -43,13 +43,13 @@ def check_refused(result, message, recipe):
     assert len(errors) == 1, result.err
     assert errors[0].startswith("error: ")
     assert message in errors[0], errors[0]
-    for folder in recipe.parent.glob("runs/*/*-*"):  # finished artifacts are intact
+    for folder in recipe.parent.glob("runs/*/*-*"):  # finished artifacts must be intact
         if (folder / "manifest.json").is_file():
             verify(folder)
 
 
 def in_short(cases):
-    """Return the cases, all but the first two marked slow."""
+    """Return the cases, with all but the first two marked slow."""
     slow = pytest.mark.slow
     return [pytest.param(*case, marks=[slow] if place > 1 else []) for place, case in enumerate(cases.values())]
 
@@ -109,7 +109,7 @@ def test_one_image_can_be_encoded_and_trained_on_but_not_mixed(recipe_of, comman
 
 
 @pytest.mark.slow
-def test_the_report_of_a_classifier_without_errors_is_made(recipe_of, command):
+def test_a_classifier_without_errors_can_be_reported(recipe_of, command):
     recipe = recipe_of([0, 0], [0])
     result = run(command, recipe, "run")
     assert result.code == 0, result
@@ -122,22 +122,22 @@ REFUSED = {
     "no images": (([], [0]), {}, "images"),
     "no images and no test images": (([], []), {}, "images"),
     "no test images": (([*THREE * 4], []), {}, "test"),
-    "a limit beyond all": (
+    "a limit above the number of images": (
         ([*THREE * 4], [0]),
         {"limit": 13},
         "limit is 13, but there are 12 published training images",
     ),
     "all held out": (([*THREE * 4], [0]), {"heldout": 12}, "at least 1 must be left"),
     "all for the test": (([*THREE * 4],), {"test": 12}, "at least 1 must be left"),
-    "nothing for the test": (([*THREE * 4],), {}, "would leave no test images"),
-    "one image to share": (([0],), {"test": 1}, "at least 1 must be left"),
+    "no test split": (([*THREE * 4],), {}, "would leave no test images"),
+    "one image for training and test": (([0],), {"test": 1}, "at least 1 must be left"),
     "more than the published test images": (([*THREE * 4], [0]), {"test": 2}, "choose 1 to 1"),
     "a negative number": (([*THREE * 4], [0]), {"heldout": -1}, "heldout"),
 }
 
 
 @pytest.mark.parametrize(("labels", "split", "message"), REFUSED.values(), ids=REFUSED)
-def test_impossible_numbers_are_refused_in_one_sentence(recipe_of, command, labels, split, message):
+def test_impossible_numbers_are_rejected_with_one_error_line(recipe_of, command, labels, split, message):
     recipe = recipe_of(*labels, **split)
     check_refused(run(command, recipe), message, recipe)
     assert not list(recipe.parent.glob("runs/*/*/manifest.json"))
@@ -151,12 +151,12 @@ def test_impossible_numbers_are_refused_in_one_sentence(recipe_of, command, labe
         ([0] * 6, 2, "needs at least 2 held-out images and 8 training images, got 2 and 4"),
     ],
 )
-def test_naturalness_of_too_few_images_is_refused(recipe_of, command, train, heldout, message):
+def test_naturalness_with_too_few_images_is_rejected(recipe_of, command, train, heldout, message):
     recipe = recipe_of(train, [0], naturalness=True, heldout=heldout)
     check_refused(run(command, recipe, "naturalness"), message, recipe)
 
 
-def test_naturalness_of_the_fewest_images_works(recipe_of, command):
+def test_naturalness_with_the_minimum_number_of_images_works(recipe_of, command):
     recipe = recipe_of([0] * 9, [0], naturalness=True, heldout=2)
     result = run(command, recipe, "naturalness")
     assert result.code == 0, result

@@ -1,4 +1,4 @@
-"""Damage to any file of any kind of artifact: verify finds every byte, and opening finds missing files and other sizes."""
+"""For every kind of artifact, verify detects any changed byte, and opening detects missing files and wrong sizes."""
 
 import itertools
 import os
@@ -34,7 +34,7 @@ OPENERS = {
 
 @pytest.fixture(scope="session")
 def every_kind(small_finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return an intact artifact of each kind; tests damage and restore it."""
+    """Return an intact artifact of each kind. Tests that damage it must restore it."""
     place = tmp_path_factory.mktemp("kinds")
     runs = Path(shutil.copytree(small_finished, place / "runs"))
     found = {stage: min((runs / stage).iterdir()) for stage in STAGES}
@@ -80,7 +80,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def check_found(command, folder: Path, path: Path, harm: str) -> None:
-    """Check that verify ends with 5 and one sentence that names the file."""
+    """Check that verify exits with 5 and one error line that names the file."""
     result = command("verify", folder)
     if path.name == MANIFEST_NAME and harm == "missing":
         assert (result.code, "has no manifest.json: it is not an artifact, or it is unfinished" in result.err) == (
@@ -88,7 +88,7 @@ def check_found(command, folder: Path, path: Path, harm: str) -> None:
             True,
         )
         return
-    if path.relative_to(folder).as_posix() in DESCRIPTION_FILES and harm != LINK:  # which owners may edit
+    if path.relative_to(folder).as_posix() in DESCRIPTION_FILES and harm != LINK:  # owners may edit descriptions
         assert result.code == 0, (path, harm, result)
         assert path.name in next(line for line in result.out.splitlines() if line.startswith("edited"))
         return
@@ -98,7 +98,7 @@ def check_found(command, folder: Path, path: Path, harm: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one each", "all"])
-def test_verify_finds_every_harm_to_every_file(every_kind, command, tmp_path, kind, all_of_them):
+def test_verify_detects_every_kind_of_damage_to_every_file(every_kind, command, tmp_path, kind, all_of_them):
     folder = every_kind[kind]
     assert command("verify", folder).code == 0
     files, names, done = files_of(folder), [*HARMS, LINK], 0
@@ -122,7 +122,7 @@ def test_verify_finds_every_harm_to_every_file(every_kind, command, tmp_path, ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_verify_finds_exchanged_and_additional_files(every_kind, command, kind):
+def test_verify_detects_swapped_and_additional_files(every_kind, command, kind):
     folder = every_kind[kind]
     files = files_of(folder)
     for path, other in itertools.pairwise(files):
@@ -146,7 +146,7 @@ def test_verify_finds_exchanged_and_additional_files(every_kind, command, kind):
 
 
 @pytest.mark.parametrize("kind", [*STAGES, "pulled"])
-def test_opening_finds_every_file_of_another_size(every_kind, kind):
+def test_opening_detects_every_file_with_a_wrong_size(every_kind, kind):
     folder = every_kind[kind]
     manifest = read_manifest(folder)
     openers = [OPENERS[kind]] if kind in OPENERS else []
@@ -169,7 +169,7 @@ def test_opening_finds_every_file_of_another_size(every_kind, kind):
 
 
 @pytest.mark.parametrize("flips", [200, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_every_flipped_byte_of_every_kind_of_artifact_is_found(every_kind, flips):
+def test_verify_detects_every_changed_byte_of_every_kind_of_artifact(every_kind, flips):
     draw = np.random.default_rng(flips)
     editable = {Path(path).name for path in DESCRIPTION_FILES}
     files = {

@@ -1,7 +1,7 @@
-"""A disk that fails, fills up or stops at any call of any command: one sentence, no other harm, and the next run succeeds.
+"""If any system call of a command fails, it prints one error line, does no harm, and the next run succeeds.
 
-A trial is a real run of the command in which one system call fails below Python, be it made by our code, NumPy, HDF5,
-Arrow or the standard library.
+Each trial is a real run of the command in which one system call fails below Python, whether it is made by lsmix, NumPy,
+HDF5, Arrow or the standard library.
 """
 
 import errno
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.faults
 
 FORMS = ("hdf5", "parquet", "webdataset", "folder")
 COMMANDS = (*STAGES, *(f"export {form}" for form in FORMS), "push", "pull", "card")
-# Without slow tests, the calls of a command that are tried: every twelfth, and so on. Those that do not load torch go first.
+# Command -> step between tried calls, if slow tests are not run. Commands that do not load torch come first.
 SHORT_FORM = {"ingest": 12, "export hdf5": 30, "pull": 70, "mix": 100}
-STRIDES = {"report": 4}  # a page with its plots takes a second, so every fourth call
+STRIDES = {"report": 4}  # a report takes a second, so only every fourth call is tried
 
 
 def scene_of(command: str, recipe: Path, workspace: Path, place: Path) -> dict[str, Any]:
-    """Prepare the folders of a command; see ``driver.Scene``."""
+    """Prepare the folders of a command and return its scene; see ``driver.Scene``."""
     if command in STAGES:
         for later in STAGES[STAGES.index(command) + 1 :]:
             shutil.rmtree(workspace / later)
@@ -58,7 +58,7 @@ def scene_of(command: str, recipe: Path, workspace: Path, place: Path) -> dict[s
     ],
 )
 def seen(request, small_recipe, small_finished, tmp_path_factory, trials) -> dict[str, list[dict[str, Any]]]:
-    """Return the undisturbed run and the trials of a command, by the way in which the disk failed."""
+    """Return the undisturbed run and the trials of a command, by kind of fault."""
     command, short = request.param
     place = tmp_path_factory.mktemp("disk")
     workspace = Path(shutil.copytree(small_finished, place / "runs"))
@@ -77,7 +77,7 @@ def seen(request, small_recipe, small_finished, tmp_path_factory, trials) -> dic
 
 
 def check_said(said: dict[str, Any]) -> None:
-    """Check that a failed run printed one sentence on stderr, and nothing else but warnings."""
+    """Check that a failed run printed one error line on stderr, and otherwise only warnings."""
     lines = said["err"].splitlines()
     assert said["code"] in (1, 5, 6), said
     assert [line.split(":")[0] for line in lines if not line.startswith("warning: ")] == ["error"], said["err"]
@@ -85,31 +85,33 @@ def check_said(said: dict[str, Any]) -> None:
 
 
 def check_trial(trial: dict[str, Any], undisturbed: dict[str, Any]) -> None:
-    """Check what the faulty run left and what the next one made."""
+    """Check the files left by the faulty run and the result of the next run."""
     again = trial["again"]
-    assert trial["changed"] == [], "other files must stay as they were"
+    assert trial["changed"] == [], "other files must not change"
     assert again.get("outcome") is not None, again
-    assert again["outcome"] == undisturbed["outcome"], "the next run must give the digests of an undisturbed one"
-    assert trial["parts"] == [], "the next run must remove the temporary files of a killed one"
+    assert again["outcome"] == undisturbed["outcome"], "the next run must produce the digests of an undisturbed run"
+    assert trial["parts"] == [], "the next run must remove temporary files of a killed run"
 
 
-def test_if_any_call_fails_the_error_is_one_sentence_and_the_next_run_succeeds(seen):
+def test_if_any_call_fails_there_is_one_error_line_and_the_next_run_succeeds(seen):
     undisturbed, *each = seen["fail"]
     assert undisturbed["code"] == 0
     assert undisturbed["outcome"]
     for trial in each:
         first = trial["first"]
-        assert first.get("hits") == 1, first  # else it crashed, or the call was not made
+        assert first.get("hits") == 1, first  # otherwise it crashed, or the call was not made
         if first["code"] == 0:
             assert first["outcome"] == undisturbed["outcome"], f"a failed {first['hit']} must not change the result"
         else:
             check_said(first)
-            assert not [name for name in trial["left"] if name.endswith(".part")], "a failed run must clear up"
+            assert not [name for name in trial["left"] if name.endswith(".part")], (
+                "a failed run must remove its temporary files"
+            )
         check_trial(trial, undisturbed)
     assert sum(trial["first"]["code"] != 0 for trial in each) > len(each) // 2
 
 
-def test_killed_at_any_call_the_next_run_makes_the_bytes_of_an_undisturbed_one(seen):
+def test_after_a_kill_at_any_call_the_next_run_produces_the_bytes_of_an_undisturbed_run(seen):
     undisturbed, *each = seen["kill"]
     assert each
     for trial in each:
@@ -117,7 +119,7 @@ def test_killed_at_any_call_the_next_run_makes_the_bytes_of_an_undisturbed_one(s
         check_trial(trial, undisturbed)
 
 
-def test_a_write_that_is_cut_short_is_continued(seen):
+def test_a_partial_write_is_continued(seen):
     undisturbed, *each = seen["short"]
     assert each
     for trial in each:
@@ -127,7 +129,7 @@ def test_a_write_that_is_cut_short_is_continued(seen):
         check_trial(trial, undisturbed)
 
 
-def test_on_a_full_disk_the_error_is_one_sentence_and_the_next_run_with_room_succeeds(seen):
+def test_on_a_full_disk_there_is_one_error_line_and_the_next_run_with_space_succeeds(seen):
     undisturbed, *each = seen["room"]
     for trial in each:
         first = trial["first"]
@@ -142,13 +144,13 @@ def test_on_a_full_disk_the_error_is_one_sentence_and_the_next_run_with_room_suc
 def test_every_command_that_writes_is_tested():
     from lsmix.cli import cli
 
-    looks = {"init", "status", "ls", "diff", "logs", "completion", "verify", "gc"}  # gc only removes
-    pages = {"show", "figure", "demo", "run", "rebuild", "finalize"}  # a PNG or a page of its own; or what stages write
+    looks = {"init", "status", "ls", "diff", "logs", "completion", "verify", "gc"}  # gc only removes files
+    pages = {"show", "figure", "demo", "run", "rebuild", "finalize"}  # they write a single file, or run stages
     assert {command.split()[0] for command in COMMANDS} | looks | pages == set(cli.commands)
     assert {*SHORT_FORM, *STRIDES} <= set(COMMANDS)
 
 
-# In a name space of its own, so that the disk vanishes with the last process.
+# Runs in a separate mount namespace, so that the disk disappears with the last process.
 ON_A_FULL_DISK = """
 mount -t tmpfs -o size=20k tmpfs "$1" || exit 77
 place=$1; shift
@@ -158,7 +160,7 @@ mount -o remount,size=4m "$place" && "$@" && find "$place" -name manifest.json |
 """
 
 
-def test_a_real_full_disk_is_one_sentence_and_the_next_run_with_room_succeeds(small_recipe, tmp_path):
+def test_on_a_real_full_disk_there_is_one_error_line_and_the_next_run_with_space_succeeds(small_recipe, tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
     words = [sys.executable, "-m", "lsmix", "ingest", small_recipe, "--workspace", place / "runs", "-q"]
@@ -166,9 +168,9 @@ def test_a_real_full_disk_is_one_sentence_and_the_next_run_with_room_succeeds(sm
     try:
         done = subprocess.run(alone, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
-        pytest.skip("a small disk needs 'unshare' of util-linux; it is not there")
+        pytest.skip("needs 'unshare' from util-linux")
     if "full:" not in done.stdout:
-        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
+        pytest.skip(f"needs permission to mount a small disk: {done.stderr.strip()}")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: No space left on device"), done.stderr
     assert done.stdout.splitlines() == ["full: 1", "1 of 1 artifacts made", done.stdout.splitlines()[-2], "1"]

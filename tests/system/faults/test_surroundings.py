@@ -1,4 +1,4 @@
-"""Signals, other runs at the same moment, locks of dead processes, a wrong clock, a moved or read-only workspace."""
+"""Signals, concurrent runs, locks of dead processes, a wrong clock, and moved or read-only workspaces."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 
 YEAR = 365 * 24 * 3600
 INTERRUPTED = "interrupted; what is done is kept. Go on with: lsmix "
-# These stop at a safe point after a signal. Other commands end at once, as by a kill if it is SIGTERM.
+# These commands stop at a safe point after a signal. All other commands end immediately; SIGTERM kills them.
 RUNS = ("train-glow", "encode", "mix", "train", "naturalness")
 
 
@@ -36,7 +36,7 @@ def digests(workspace):
 
 
 def age(folder, seconds):
-    """Make all files and folders older, or, if negative, younger than they are."""
+    """Move the timestamps of all files and folders back by ``seconds``, or forward if negative."""
     for path in [folder, *folder.rglob("*")]:
         facts = path.stat()
         os.utime(path, (facts.st_atime - seconds, facts.st_mtime - seconds))
@@ -55,7 +55,7 @@ def check_up_to_date(command, recipe, workspace):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", RUNS)
-def test_after_a_signal_at_any_call_a_run_succeeds_or_ends_with_130_and_the_next_one_continues(
+def test_after_a_signal_at_any_call_a_run_succeeds_or_exits_with_130_and_the_next_run_resumes(
     small_recipe, small_workspace, trials, stage
 ):
     for later in STAGES[STAGES.index(stage) + 1 :]:
@@ -69,7 +69,7 @@ def test_after_a_signal_at_any_call_a_run_succeeds_or_ends_with_130_and_the_next
         codes.append(first.get("code"))
         if first.get("code") == 0:
             assert first["outcome"] == undisturbed["outcome"]
-        elif "signal" in first:  # before or after the work
+        elif "signal" in first:  # the signal came before or after the work
             assert first["signal"] == signal.SIGTERM
         else:
             assert first["code"] == 130
@@ -82,13 +82,11 @@ def test_after_a_signal_at_any_call_a_run_succeeds_or_ends_with_130_and_the_next
     assert 130 in codes
 
 
-# Others at the same time
+# Concurrent runs
 
 
 @pytest.mark.parametrize("races", [[3], pytest.param([2] * 15 + [3] * 5 + [6] * 3, marks=pytest.mark.slow)])
-def test_runs_at_the_same_moment_succeed_or_end_with_4_and_harm_nothing(
-    small_recipe, small_finished, tmp_path, trials, races
-):
+def test_concurrent_runs_succeed_or_exit_with_4_and_do_no_harm(small_recipe, small_finished, tmp_path, trials, races):
     scene = scene_of(tmp_path / "runs", small_recipe, ["mix"])
     expected = {name: digest for name, digest in digests(small_finished).items() if "evaluator" not in name}
     ((_, *each),) = trials(**scene, trials=[{"mode": COUNT, "races": races}])
@@ -99,11 +97,11 @@ def test_runs_at_the_same_moment_succeed_or_end_with_4_and_harm_nothing(
             codes.append(run["code"])
             if run["code"] == 4:
                 assert run["err"].count("\n") == 1
-                # The owner writes its note a moment after it takes the lock.
+                # The owner file is written shortly after the lock is taken.
                 assert re.search(r"is being made by another run \((user .*|owner unknown)\)", run["err"]), run["err"]
             else:
                 assert run["code"] == 0, run
-        assert 0 in codes[-len(race["runs"]) :], "one of them succeeds"
+        assert 0 in codes[-len(race["runs"]) :], "one of them must succeed"
         assert race["again"]["code"] == 0
         made = {Path(folder).name: digest for folder, digest in race["again"]["outcome"].items()}
         assert made.items() <= expected.items()
@@ -111,7 +109,7 @@ def test_runs_at_the_same_moment_succeed_or_end_with_4_and_harm_nothing(
 
 
 @pytest.mark.parametrize("host", [socket.gethostname(), "another-host"])
-def test_a_lock_of_a_dead_process_stops_no_run(small_recipe, small_workspace, small_finished, command, host):
+def test_the_lock_of_a_dead_process_does_not_block_a_run(small_recipe, small_workspace, small_finished, command, host):
     folder = next((small_workspace / "encode").iterdir())
     key = read_manifest(folder).cache_key
     shutil.rmtree(folder)
@@ -130,7 +128,9 @@ def test_a_lock_of_a_dead_process_stops_no_run(small_recipe, small_workspace, sm
 
 
 @pytest.mark.slow
-def test_a_wrong_or_jumping_clock_changes_no_digest(small_recipe, small_workspace, small_finished, command, trials):
+def test_a_wrong_or_jumping_clock_does_not_change_digests(
+    small_recipe, small_workspace, small_finished, command, trials
+):
     for stage in STAGES[2:]:
         shutil.rmtree(small_workspace / stage)
     scene = scene_of(small_workspace, small_recipe, ["run"], STAGES[2:], STAGES[:2])
@@ -139,7 +139,7 @@ def test_a_wrong_or_jumping_clock_changes_no_digest(small_recipe, small_workspac
     assert len(each) == len(clocks)
     for trial in each:
         first = trial["first"]
-        assert first["looks"] > trial["clock"][2], "the clock must be read, or nothing is tested"
+        assert first["looks"] > trial["clock"][2], "the clock must be read, otherwise nothing is tested"
         assert (first["code"], first["outcome"]) == (0, undisturbed["outcome"]), first
         assert trial["changed"] == []
         assert "0 of" in trial["again"]["out"]
@@ -149,7 +149,7 @@ def test_a_wrong_or_jumping_clock_changes_no_digest(small_recipe, small_workspac
     check_up_to_date(command, small_recipe, small_workspace)
 
 
-@pytest.mark.parametrize("seconds", [YEAR, -YEAR], ids=["older", "of the future"])
+@pytest.mark.parametrize("seconds", [YEAR, -YEAR], ids=["older", "in the future"])
 def test_modification_times_of_files_do_not_matter(small_recipe, small_workspace, command, seconds):
     age(small_workspace, seconds)
     check_up_to_date(command, small_recipe, small_workspace)
@@ -184,12 +184,12 @@ def test_unfinished_work_continues_in_a_moved_workspace(
     assert digests(moved).items() <= digests(small_finished).items()
 
 
-def test_a_read_only_workspace_can_be_read_and_commands_that_write_say_that_it_is_read_only(
+def test_a_read_only_workspace_can_be_read_and_commands_that_write_report_that_it_is_read_only(
     small_recipe, small_finished, tmp_path, trials
 ):
     workspace = Path(shutil.copytree(small_finished, tmp_path / "runs"))
     shutil.rmtree(workspace / ".locks")
-    (workspace / ".sources.json").unlink()  # or it remembers the checksum of a file, which then need not be written
+    (workspace / ".sources.json").unlink()  # otherwise cached checksums would make a write unnecessary
     of = {stage: str(min((workspace / stage).iterdir())) for stage in STAGES}
     recipe = [str(small_recipe), "--workspace", str(workspace)]
     looks = [
