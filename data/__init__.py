@@ -1,1 +1,1 @@
-"""Readers of published data sets; the data-set, latent and pool stores; the streamer. Knows nothing of flows and stages."""
+"""Readers of published data sets, stores for data sets, latents and pools, and loaders. Must not import flows or stages."""

@@ -1,7 +1,7 @@
-"""Artifacts: the manifest, with what one is, what it was made from and a checksum of every file, and access to its files.
+"""Artifacts: manifests, which record the content, the inputs and the checksum of every file, and access to the files.
 
-``manifest.json`` is written last, so its presence means that the artifact is complete; a folder without
-one is unfinished work and is never read.
+``manifest.json`` is written last, so its presence means that the artifact is complete. A folder without one is
+unfinished and is never read.
 """
 
 import hashlib
@@ -46,15 +46,13 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
-MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
-STRAY_NAMES: Final = frozenset(
-    {".DS_Store", ".cache", ".gitattributes", "Thumbs.db"}
-)  # ignored in an artifact's folder
-_MOST_DEPTH = 32  # of a configuration; ours have four levels
-_MOST_SECONDS = 1e10  # three hundred years
-_MOST_BYTES = 2**48  # of a file
-_MOST_NAME_BYTES = 255  # of a file's path, and of what file systems allow for each part of it
+WORK_FOLDER = "work"  # checkpoints and shard records of an unfinished artifact; never part of the artifact
+MOST_MANIFEST_BYTES = 64 << 20  # about 300,000 files
+STRAY_NAMES: Final = frozenset({".DS_Store", ".cache", ".gitattributes", "Thumbs.db"})  # ignored in artifacts
+_MOST_DEPTH = 32  # nesting of a configuration; those of lsmix have four levels
+_MOST_SECONDS = 1e10  # 300 years
+_MOST_BYTES = 2**48  # size of a file
+_MOST_NAME_BYTES = 255  # length of a file's path; file systems allow as much for each of its parts
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, hex
 _Key = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{12})?\Z")]
 
@@ -65,19 +63,19 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # relative to the artifact's folder, with forward slashes
     bytes: Annotated[int, msgspec.Meta(ge=0, le=_MOST_BYTES)]  # size
     sha256: _Digest
-    payload: bool  # whether the next stage reads it, so that it counts in the content digest
+    payload: bool  # whether the next stage reads it; only such files count in the content digest
 
 
 class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One input of an artifact."""
 
-    role: str  # what the stage calls it: "dataset", "flow", "latents", ...
+    role: str  # name of the input in the stage: "dataset", "flow", "latents", ...
     cache_key: _Key  # of the input artifact; "" for source files
-    content_digest: _Digest  # content digest of its payload
+    content_digest: _Digest  # digest of its payload files
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known of a complete artifact."""
+    """The content of ``manifest.json``."""
 
     format_version: int = FORMAT_VERSION
     stage: str
@@ -88,26 +86,26 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]  # full configuration of the stage
     inputs: list[InputRecord]
     files: list[FileRecord]
-    counts: dict[str, Any] = {}  # facts such as the number of images, of failed decodes, of shards
-    seconds: Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)] = 0.0  # time of work, all sessions together
+    counts: dict[str, Any] = {}  # statistics such as the numbers of images, failed decodes and shards
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)] = 0.0  # total running time of all sessions
     environment: dict[str, Any] = {}  # versions, device, determinism flags
 
 
 class _Environment(msgspec.Struct):
-    """What is read again of an artifact's environment."""
+    """The validated part of a manifest's ``environment``."""
 
     versions: dict[str, str] = {}
     device: str = ""
 
 
 def content_digest(files: list[FileRecord]) -> str:
-    """Return the SHA-256 over path and checksum of all payload files, in order of their paths."""
+    """Return the SHA-256 over the paths and checksums of all payload files, sorted by path."""
     lines = [f"{file.sha256} {file.path}\n" for file in files if file.payload]
     return hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
 
 
 def record_file(folder: Path, path: str, *, payload: bool, sha256: str = "") -> FileRecord:
-    """Return the record of a file in a folder; ``sha256`` is its checksum, if it is known."""
+    """Return the record of a file in a folder; ``sha256`` is its checksum if known, else it is computed."""
     size = (folder / path).stat().st_size
     return FileRecord(path=path, bytes=size, sha256=sha256 or sha256_file(folder / path), payload=payload)
 
@@ -115,11 +113,13 @@ def record_file(folder: Path, path: str, *, payload: bool, sha256: str = "") -> 
 def record_files(
     folder: Path, payload: set[str] | None = None, known: dict[str, str] | None = None
 ) -> list[FileRecord]:
-    """List the files below ``folder`` with size and checksum, without the manifest and the work folder.
+    """List the files below ``folder`` with size and checksum, except the manifest and the work folder.
 
-    ``payload`` names the payload: paths, or first parts of paths such as "pool.zarr"; None takes every file. Zarr's metadata
-    is never part of it, since other versions of zarr-python write other bytes.
-    ``known`` gives checksums that were taken while writing, by path, so that big shards are not read again.
+    Args:
+        folder: the artifact.
+        payload: paths of payload files, or their first parts, such as "pool.zarr"; None for every file. Zarr metadata is
+            never payload, because versions of zarr-python write different bytes.
+        known: checksums by path that were computed during writing, so that large shards are not read again.
     """
     records = []
     for path in sorted(folder.rglob("*")):
@@ -127,23 +127,23 @@ def record_files(
         first = relative.split("/", 1)[0]
         if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER or is_stray(relative):
             continue
-        read = path.name != "zarr.json" and (payload is None or first in payload or relative in payload)
-        records.append(record_file(folder, relative, payload=read, sha256=(known or {}).get(relative, "")))
+        is_payload = path.name != "zarr.json" and (payload is None or first in payload or relative in payload)
+        records.append(record_file(folder, relative, payload=is_payload, sha256=(known or {}).get(relative, "")))
     return records
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Flush everything in ``folder`` to disk, then write the manifest, which makes the artifact complete.
+    """Flush everything in ``folder`` to disk, then write the manifest, which completes the artifact.
 
     Raises:
-        CorruptError: the folder holds a file that no artifact of this stage has, or too many for a manifest.
+        CorruptError: The manifest lists a file that artifacts of this stage do not have, or is too large.
     """
     path, content = folder / MANIFEST_NAME, dump_checksummed(manifest)
     for file in manifest.files:
         if not is_expected_path(manifest.stage, file.path):
             where = f"{folder}/{file.path}"
             raise CorruptError(
-                f"{where!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
+                f"{where!r} does not belong to an artifact of the stage {manifest.stage!r}. Move it elsewhere and run again."
             )
     _check_size(path, len(content))
     fsync_tree(folder)
@@ -154,17 +154,19 @@ def read_manifest(folder: Path | str) -> Manifest:
     """Return the manifest of the artifact in ``folder``.
 
     Raises:
-        MissingError: there is no such folder, or it is unfinished.
-        FormatError: the manifest is of a version that this lsmix does not read.
-        CorruptError: the manifest is not what a manifest must be.
+        MissingError: The folder does not exist, or the artifact is unfinished.
+        FormatError: This version of lsmix does not support the manifest's version.
+        CorruptError: The manifest is damaged or invalid.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise MissingError(f"no artifact at {str(folder)!r}: there is no such folder. 'lsmix ls' lists all.")
+        raise MissingError(
+            f"no artifact at {str(folder)!r}: the folder does not exist. 'lsmix ls' lists all artifacts."
+        )
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise MissingError(
-            f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
+            f"{str(folder)!r} has no {MANIFEST_NAME}: it is not an artifact, or it is unfinished. "
             "Run its recipe again to finish it."
         )
     try:
@@ -178,23 +180,23 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Return the manifest that ``content`` holds; ``where`` is the artifact's folder or URL, for messages.
+    """Decode and validate a manifest; ``where`` is the artifact's folder or URL, for messages.
 
-    Manifests come from strangers: every path in the result is one that the stage makes, no two collide, and every size and
-    checksum is possible, so that files may be written by it.
+    Manifests are untrusted input. In the result every path is one that the stage writes, no two paths collide, and all
+    sizes and checksums are valid, so it is safe to write files by it.
 
     Raises:
-        FormatError: it is of a version or a stage that this lsmix does not read.
-        CorruptError: it is not what a manifest must be.
+        FormatError: This version of lsmix does not support the manifest's version or stage.
+        CorruptError: The manifest is damaged or invalid.
     """
     path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
     try:
-        remedy = "Use a newer lsmix, or make the artifact again."
+        remedy = "Use a newer lsmix, or rebuild the artifact."
         manifest = load_checksummed(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{path!r} is damaged: {error}. Fetch or make the artifact again.") from error
-    if wrong := _wrong_facts(manifest):
-        raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
+        raise CorruptError(f"{path!r} is damaged: {error}. Download or rebuild the artifact.") from error
+    if reason := _invalid_field(manifest):
+        raise CorruptError(f"{path!r} is not a valid manifest: {reason}. Download or rebuild the artifact.")
     if manifest.stage not in ARTIFACT_FILES:
         raise FormatError(f"{path!r} is of the unknown stage {manifest.stage!r}. Use a newer lsmix.")
     check_listing(path, manifest.stage, manifest.files)
@@ -204,15 +206,15 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 def _check_size(manifest_path: Path, size: int) -> None:
     if size > MOST_MANIFEST_BYTES:
         raise CorruptError(
-            f"{str(manifest_path)!r} has {size} bytes; lsmix reads manifests of at most {MOST_MANIFEST_BYTES} bytes. "
-            "Do not use this artifact; make its shards larger if it is yours."
+            f"{str(manifest_path)!r} has {size:,} bytes; lsmix reads at most {MOST_MANIFEST_BYTES:,}. "
+            "Rebuild the artifact with larger shards."
         )
 
 
-def _wrong_facts(manifest: Manifest) -> str:
-    """Return what in a manifest cannot be, or ""."""
-    named = [("stage", manifest.stage), ("name", manifest.name), *(("role", one.role) for one in manifest.inputs)]
-    for what, text in named:
+def _invalid_field(manifest: Manifest) -> str:
+    """Return why a field of a manifest is invalid, or ""."""
+    names = [("stage", manifest.stage), ("name", manifest.name), *(("role", one.role) for one in manifest.inputs)]
+    for what, text in names:
         if not 0 < len(text) <= _MOST_NAME_BYTES or not text.isprintable():
             return f"its {what} is {text[:80]!r}"
     try:
@@ -220,103 +222,105 @@ def _wrong_facts(manifest: Manifest) -> str:
     except msgspec.ValidationError as error:
         return f"its environment is wrong ({error})"
     for what in ("config", "counts", "environment"):
-        if not _is_modest(getattr(manifest, what), _MOST_DEPTH):
-            return f"its {what} is nested too deeply, or holds a number beyond 64 bits"
+        if not _is_encodable(getattr(manifest, what), _MOST_DEPTH):
+            return f"its {what} is nested too deeply, or contains a number beyond 64 bits"
     return ""
 
 
-def _is_modest(value: Any, depth: int) -> bool:
-    """Tell whether a value can be gone through and written again: few levels, numbers of 64 bits."""
+def _is_encodable(value: Any, depth: int) -> bool:
+    """Return whether a value can be traversed and encoded again: at most ``depth`` levels, integers of 64 bits."""
     if isinstance(value, dict | list):
         parts = value.values() if isinstance(value, dict) else value
-        return depth > 0 and all(_is_modest(part, depth - 1) for part in parts)
+        return depth > 0 and all(_is_encodable(part, depth - 1) for part in parts)
     return not isinstance(value, int) or abs(value) < 2**63
 
 
 def check_listing(where: str, stage: str, files: list[FileRecord]) -> None:
-    """Raise CorruptError unless files may be written by a list of them: paths that the stage makes, no two alike.
+    """Raise CorruptError unless it is safe to write files by a list: all paths belong to the stage and none collide.
 
     Args:
-        where: the file with the list, for messages.
-        stage: that made the files.
-        files: the list, from a stranger.
+        where: the file that contains the list, for messages.
+        stage: stage of the artifact.
+        files: the list, untrusted.
     """
     names: set[str] = set()
     folders: set[str] = set()
     for file in files:
         if not is_expected_path(stage, file.path):
             raise CorruptError(
-                f"{where!r} lists the file {file.path[:200]!r}, which no artifact of the stage {stage!r} has. "
-                "Do not use this artifact."
+                f"{where!r} lists the file {file.path[:200]!r}, which does not belong to an artifact of the stage {stage!r}. "
+                "Download or rebuild the artifact."
             )
         if file.path in names:
-            raise CorruptError(f"{where!r} lists the file {file.path!r} twice. Do not use this artifact.")
+            raise CorruptError(f"{where!r} lists the file {file.path!r} twice. Download or rebuild the artifact.")
         names.add(file.path)
         parts = file.path.split("/")
         folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
     if both := names & folders:
-        raise CorruptError(f"{where!r} lists {min(both)!r} as a file and a folder. Do not use this artifact.")
+        raise CorruptError(f"{where!r} lists {min(both)!r} as a file and a folder. Download or rebuild the artifact.")
 
 
 def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
-    """Raise CorruptError on the first file that is missing, no regular file, or of another size than recorded.
+    """Raise CorruptError for the first file that is missing, not a regular file, or of another size than recorded.
 
-    Descriptions may be missing or of another size, see ``DESCRIPTION_FILES``. Links to regular files count as these.
-    ``where`` is how messages call the folder; "" for its path.
+    Descriptions may be missing or have another size, see ``DESCRIPTION_FILES``. Links to regular files are accepted.
+    ``where`` is the folder's name in messages; "" for its path.
     """
     where = where or str(folder)
     _check_folders(folder, manifest, where)
     for file in manifest.files:
-        path = f"{folder}/{file.path}"  # a Path for each of some hundred thousand files would take most of the time
+        path = f"{folder}/{file.path}"  # with several 100,000 files, building Path objects would take most of the time
         editable = is_description(file)
         try:
             found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode):
-                found, editable = os.stat(path), False  # noqa: PTH116 - as above, no Path for each
+                found, editable = os.stat(path), False  # noqa: PTH116 - as above, no Path objects
         except (FileNotFoundError, NotADirectoryError):
             if editable:
                 continue
-            listed = f"is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes"
-            raise CorruptError(f"{f'{where}/{file.path}'!r} {listed}. Fetch or make the artifact again.") from None
+            listed = f"is missing; {MANIFEST_NAME} lists it with {file.bytes:,} bytes"
+            raise CorruptError(f"{f'{where}/{file.path}'!r} {listed}. Download or rebuild the artifact.") from None
         except OSError as error:
             raise unreadable(f"{where}/{file.path}", error) from error
-        got = str(found.st_size) if stat.S_ISREG(found.st_mode) else "no regular file"
-        if got != str(file.bytes) and not (editable and stat.S_ISREG(found.st_mode)):
-            raise _damage(f"{where}/{file.path}", f"{file.bytes} bytes", got)
+        is_file = stat.S_ISREG(found.st_mode)
+        if not is_file or (found.st_size != file.bytes and not editable):
+            got = f"{found.st_size:,}" if is_file else "something that is not a regular file"
+            raise _damaged(f"{where}/{file.path}", f"{file.bytes:,} bytes", got)
 
 
-def _damage(where: str, expected: str, got: str) -> CorruptError:
-    return CorruptError(f"{where!r} is damaged: expected {expected}, got {got}. Fetch or make the artifact again.")
+def _damaged(where: str, expected: str, got: str) -> CorruptError:
+    return CorruptError(f"{where!r} is damaged: expected {expected}, got {got}. Download or rebuild the artifact.")
 
 
 def _check_folders(folder: Path | str, manifest: Manifest, where: str) -> None:
-    """Refuse links in place of folders, which would lead out of the artifact, or round in it."""
+    """Reject links to folders, which would lead out of the artifact or form a cycle."""
     known: set[str] = set()
     for file in manifest.files:
         parent = file.path.rpartition("/")[0]
         while parent and parent not in known:
             known.add(parent)
-            if os.path.islink(f"{folder}/{parent}"):  # noqa: PTH114 - as above, no Path for each
+            if os.path.islink(f"{folder}/{parent}"):  # noqa: PTH114 - as in check_sizes, no Path objects
                 raise CorruptError(
-                    f"{f'{where}/{parent}'!r} is a link; artifacts hold their own files. Fetch or make the artifact again."
+                    f"{f'{where}/{parent}'!r} is a link; folders of an artifact must not be links. "
+                    "Download or rebuild the artifact."
                 )
             parent = parent.rpartition("/")[0]
 
 
 def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
-    """Check every byte of every file in a folder against the manifest; return the number of bytes listed.
+    """Check every byte of every file in a folder against the manifest, and return the number of listed bytes.
 
-    Descriptions may differ, be missing or be added; ``edited_descriptions`` lists these. ``where`` is how messages call
-    the folder; "" for its path.
+    Descriptions may differ, be missing or be added; ``edited_descriptions`` lists them. ``where`` is the folder's name in
+    messages; "" for its path.
 
     Raises:
-        CorruptError: on the first file that is missing, altered or not listed, or if the content digest does not fit.
+        CorruptError: A file is missing, altered or not listed, or the content digest does not match the list of files.
     """
     where = where or str(folder)
     check_sizes(folder, manifest, where)
     if manifest.content_digest != content_digest(manifest.files):
         raise CorruptError(
-            f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its content digest does not fit its list of files."
+            f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its content digest does not match its list of files."
         )
     for file in manifest.files:
         path = folder / file.path
@@ -327,7 +331,7 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
         except OSError as error:
             raise unreadable(f"{where}/{file.path}", error) from error
         if digest != file.sha256:
-            raise _damage(f"{where}/{file.path}", f"sha256 {file.sha256[:12]}…", f"{digest[:12]}…")
+            raise _damaged(f"{where}/{file.path}", f"sha256 {file.sha256[:12]}…", f"{digest[:12]}…")
     listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
     editable = {path for path in DESCRIPTION_FILES if is_expected_path(manifest.stage, path)}
     for path in sorted(folder.rglob("*")):
@@ -336,28 +340,28 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
             continue
         if path.is_symlink() or not (path.is_dir() or relative in editable):
             raise CorruptError(
-                f"{f'{where}/{relative}'!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it."
+                f"{f'{where}/{relative}'!r} is not listed in {MANIFEST_NAME}: it was added later. Remove it."
             )
     return sum(file.bytes for file in manifest.files)
 
 
 def is_stray(path: str) -> bool:
-    """Tell whether file managers or hubs put a file beside those of an artifact."""
+    """Return whether file managers or hubs add files of this name to a folder."""
     return not STRAY_NAMES.isdisjoint(path.split("/"))
 
 
 def is_description(file: FileRecord) -> bool:
-    """Tell whether owners of an artifact may edit or remove a file of it."""
+    """Return whether owners of an artifact may edit or remove this file of it."""
     return file.path in DESCRIPTION_FILES and not file.payload
 
 
 def _columns(store: str) -> str:
-    """Return the pattern of the files of a Zarr group whose arrays are chunked along their first axis."""
+    """Return a pattern that matches the files of a Zarr group whose arrays are chunked along their first axis."""
     return rf"{re.escape(store)}/([a-z][a-z0-9_]*/)?zarr\.json|{re.escape(store)}/[a-z][a-z0-9_]*/c/[0-9]+(/0)*"
 
 
-# What describes a pool, an export or a card for people and search engines. Owners may edit these files unless they are
-# payload: an artifact whose descriptions differ from its manifest is still complete.
+# Files that describe a pool, an export or a card to people and search engines. Owners may edit them unless they are
+# payload: an artifact whose descriptions differ from its manifest is still valid.
 DESCRIPTION_FILES: Final = (
     "LICENSES/images.txt",
     "LICENSES/lsmix.txt",
@@ -367,13 +371,13 @@ DESCRIPTION_FILES: Final = (
     "samples.csv",
 )
 _DESCRIPTIONS = "|".join(map(re.escape, DESCRIPTION_FILES))
-# The naming of export formats, those of other packages too: data, never what Python or a shell would run.
+# File names of export formats, including those of other packages; names that Python or a shell would run are excluded.
 _EXPORT = (
     r"pool-[0-9]+(\.[a-z0-9_]{1,32})?\.(?!py|so|sh|pkl|pickle)[a-z0-9]{1,16}|metadata\.(jsonl|parquet)|"
     r"images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)"
 )
 
-# By stage: a regular expression that a whole path must match. None lets a path out of the folder.
+# By stage: a regular expression that the entire path of a file must match. No match can leave the folder.
 ARTIFACT_FILES: Final = {
     "ingest": r"dataset\.h5",
     "train-glow": r"glow\.(json|safetensors)|log\.jsonl|samples\.png",
@@ -388,7 +392,7 @@ ARTIFACT_FILES: Final = {
 
 
 def is_expected_path(stage: str, path: str) -> bool:
-    """Tell whether an artifact of a stage can hold a file at a path, relative to its folder.
+    """Return whether an artifact of a stage can have a file at ``path``, relative to its folder.
 
     Example:
         >>> from lsmix.data.artifact import is_expected_path
@@ -400,12 +404,12 @@ def is_expected_path(stage: str, path: str) -> bool:
 
 
 class Artifact:
-    """A complete artifact in a folder on this machine: its manifest, and its files.
+    """A complete artifact in a local folder: its manifest and its files.
 
     Args:
-        manifest: what it holds.
-        folder: the folder that holds all of its files.
-        url: where it is stored, if this is a copy; errors name it.
+        manifest: the manifest.
+        folder: folder with all of its files.
+        url: source of the folder if it is a copy; messages then name this URL.
     """
 
     def __init__(self, *, manifest: Manifest, folder: Path, url: str = "") -> None:
@@ -415,59 +419,59 @@ class Artifact:
 
     @property
     def location(self) -> str:
-        """Its URL if it has one, else its folder."""
+        """The URL of the artifact if it has one, else its folder."""
         return self.url or str(self._folder)
 
     @property
     def is_local(self) -> bool:
-        """Whether a folder on this machine holds all of its files."""
+        """Whether all files are in a local folder."""
         return self._folder is not None
 
     @property
     def folder(self) -> Path:
-        """The folder on this machine that holds all of its files.
+        """The local folder with all files.
 
         Raises:
-            MissingError: it is stored at a URL; use ``file``.
+            MissingError: The artifact is stored at a URL; use ``file``.
         """
         if self._folder is None:
-            raise MissingError(f"{self.location!r} is not on this machine. Fetch it first: lsmix pull {self.location}")
+            raise MissingError(f"{self.location!r} is not on this machine. Run: lsmix pull {self.location}")
         return self._folder
 
     @cached_property
     def records(self) -> dict[str, FileRecord]:
-        """The listed files by their path."""
+        """The records of all listed files, by path."""
         return {record.path: record for record in self.manifest.files}
 
     def record(self, path: str) -> FileRecord:
         """Return the record of a listed file.
 
         Raises:
-            MissingError: it is not listed.
+            MissingError: The file is not listed.
         """
         if path not in self.records:
             raise MissingError(f"{self.where(path)!r} is not listed in {MANIFEST_NAME}. Is this the right artifact?")
         return self.records[path]
 
     def where(self, path: str) -> str:
-        """Return how to call a file in messages."""
+        """Return the path or URL of a file, for messages."""
         return f"{self.location}/{path}"
 
     def file(self, path: str) -> Path:
-        """Return the path on this machine of a listed file, downloaded if need be; open it at once.
+        """Download a listed file if necessary and return its path; open it immediately, before the cache evicts it.
 
         Raises:
-            MissingError: it is not listed.
-            CorruptError, DownloadError, DiskSpaceError: as ``RemoteArtifact.open``.
+            MissingError: The file is not listed.
+            CorruptError, DownloadError, DiskSpaceError: As for ``RemoteArtifact.open``.
         """
         return self.folder / self.record(path).path
 
     def open(self, path: str) -> IO[bytes]:
-        """Return a listed file, opened to read.
+        """Open a listed file for reading.
 
         Raises:
-            SystemLimitError: the system does not let it be opened.
-            LsmixError: as ``file``.
+            SystemLimitError: The system refuses to open the file.
+            LsmixError: As for ``file``.
         """
         try:
             return self.file(path).open("rb")
@@ -477,4 +481,4 @@ class Artifact:
             raise unreadable(self.where(path), error) from error
 
     def prefetch(self, paths: Sequence[str]) -> None:
-        """Download listed files that will be opened next, several at a time."""
+        """Download listed files that will be opened soon, several in parallel."""

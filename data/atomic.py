@@ -1,4 +1,4 @@
-"""Atomic and durable writes, locks and checksums of files, and JSON that carries its version and checksum."""
+"""Atomic and durable file writes, file locks, checksums, and JSON with a format version and a checksum."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from typing import IO, Final, TypeVar
 
 import msgspec
 
-from lsmix.data.errors import DiskSpaceError, FormatError, LockedError, MissingError, RecipeError
+from lsmix.data.errors import DiskSpaceError, FormatError, LockedError, MissingError, RecipeError, format_bytes
 from lsmix.data.progress import pause
 
 __all__ = [
@@ -41,16 +41,16 @@ __all__ = [
     "write_atomic",
 ]
 
-_PART = ".part"  # ends the name of a file or folder being written
-_MARK = ".lsmix-unfinished"  # in such a folder: says that it is ours, and is locked
+_PART = ".part"  # suffix of a file or folder that is being written
+_MARK = ".lsmix-unfinished"  # file in such a folder: shows that lsmix created the folder, and serves as its lock
 _CONTENT = "content"
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse to write where a rename would destroy something that is not a regular file.
+    """Check that replacing ``path`` would destroy nothing but a regular file.
 
     Raises:
-        RecipeError: there is a folder, a link, a device, a pipe or a socket at ``path``.
+        RecipeError: ``path`` is a folder, a link, a device, a pipe or a socket.
     """
     try:
         mode = path.lstat().st_mode
@@ -59,47 +59,47 @@ def check_replaceable(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "a device, a pipe or a socket"
         raise RecipeError(
-            f"cannot write {str(path)!r}: it is {kind}, and only regular files are replaced. Choose another path."
+            f"cannot write {str(path)!r}: it is {kind}, and lsmix replaces only regular files. Choose another path."
         )
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield an empty file beside ``path`` to be written; then it is flushed and renamed over it, or removed on an error.
+    """Yield an empty temporary file next to ``path``; on success flush and rename it to ``path``, else remove it.
 
     Raises:
-        RecipeError: what is at ``path`` is not a regular file, so it is not replaced.
+        RecipeError: ``path`` exists and is not a regular file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     check_replaceable(path)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PART}")
-    # Not mkstemp, whose files only their owner may read, whatever the umask says.
-    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PART}")
+    # Not mkstemp: it ignores the umask and makes files that only their owner can read.
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     try:
-        yield beside
-        with beside.open("rb") as file:
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        part.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
 
 def write_atomic(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write ``pieces``, one behind the other, to ``path`` at once: beside it, flushed, then renamed over it."""
-    with atomic_path(path) as beside, beside.open("wb") as file:
+    """Write the concatenated ``pieces`` to ``path`` atomically and durably."""
+    with atomic_path(path) as part, part.open("wb") as file:
         file.writelines(pieces)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what writers that were killed left beside their files, anywhere below ``folder``."""
+    """Remove the temporary files of killed writers anywhere below ``folder``."""
     for path in folder.rglob(f".*{_PART}"):
         path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to disk."""
+    """Flush a folder's directory entries to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -108,7 +108,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Flush every file and folder below ``folder``, and itself, to disk."""
+    """Flush ``folder`` and every file and folder below it to disk."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             with (Path(root) / name).open("rb") as file:
@@ -117,12 +117,12 @@ def fsync_tree(folder: Path) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder, from which others may remove some meanwhile; 0 if it is not there."""
+    """Return the total size of all files below a folder, or 0 if it does not exist."""
     size = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):
-                size += os.lstat(f"{place}/{name}").st_size
+            with suppress(FileNotFoundError):  # another process may remove files at the same time
+                size += os.lstat(f"{parent}/{name}").st_size
     return size
 
 
@@ -133,21 +133,21 @@ def sha256_file(path: Path) -> str:
 
 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
-_warned: set[Path] = set()  # folders
-_LOCK_POLL_SECONDS = 0.01  # downloads in several threads take turns at the lock of the cache
+_warned: set[Path] = set()  # folders without lock support that were reported already
+_LOCK_POLL_SECONDS = 0.01  # short, because parallel downloads contend for the lock of the cache
 
 
 def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: bool = False) -> None:
-    """Lock an open file; a stop ends the wait. A file system without locks gets one warning, and the work goes on.
+    """Lock an open file; an interrupt ends the wait. If the file system has no locks, warn once per folder instead.
 
     Args:
-        file: the open file, which holds the lock until it is closed.
+        file: the open file; closing it releases the lock.
         path: its path, for the warning.
-        shared: whether others may hold the lock too, if they ask for it shared.
-        wait: whether to wait for others.
+        shared: take a shared lock, which several files can hold together, instead of an exclusive one.
+        wait: wait until the lock is free.
 
     Raises:
-        BlockingIOError: another open file holds the lock, and ``wait`` is unset.
+        BlockingIOError: The lock is held elsewhere and ``wait`` is false.
     """
     while True:
         try:
@@ -163,7 +163,7 @@ def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: b
             if path.parent not in _warned:
                 _warned.add(path.parent)
                 warnings.warn(
-                    f"{str(path.parent)!r} is on a file system without locks: do not start two runs there at a time.",
+                    f"{str(path.parent)!r} is on a file system without locks: start only one run there at a time.",
                     RuntimeWarning,
                     stacklevel=3,
                 )
@@ -172,16 +172,16 @@ def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: b
 
 @contextmanager
 def locked_file(path: Path, *, wait: bool = False, shared: bool = False, message: str = "") -> Iterator[IO[bytes]]:
-    """Open a file to read and append, made if need be, and lock it; yield it unbuffered.
+    """Open a file for reading and appending, creating it if necessary, lock it, and yield it unbuffered.
 
     Args:
-        path: the file, in a folder that exists.
-        wait: whether to wait while another thread or process holds the lock.
-        shared: whether others may hold the lock too, if they ask for it shared.
-        message: of the error; "" for a general one.
+        path: the file, in an existing folder.
+        wait: wait while another thread or process holds the lock.
+        shared: take a shared lock instead of an exclusive one.
+        message: error message; "" for a general one.
 
     Raises:
-        LockedError: another thread or process holds the lock, and ``wait`` is unset.
+        LockedError: Another thread or process holds the lock and ``wait`` is false.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
@@ -191,13 +191,13 @@ def locked_file(path: Path, *, wait: bool = False, shared: bool = False, message
             except BlockingIOError as error:
                 message = message or f"{str(path.parent)!r} is being written by another run. Wait for it, or stop it."
                 raise LockedError(message) from error
-            # Between opening and locking, another may have renamed or removed the file.
-            if _is_at(path, stream):
+            # Another process may have renamed or removed the file between opening and locking.
+            if _is_same_file(path, stream):
                 yield stream
                 return
 
 
-def _is_at(path: Path, stream: IO[bytes]) -> bool:
+def _is_same_file(path: Path, stream: IO[bytes]) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
     except FileNotFoundError:
@@ -206,29 +206,29 @@ def _is_at(path: Path, stream: IO[bytes]) -> bool:
 
 @contextmanager
 def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
-    """Yield a folder to write to, which becomes ``target`` at the end, or is removed if something is raised.
+    """Yield a temporary folder, and rename it to ``target`` on success or remove it on an error.
 
-    The work is in ``NAME.part`` beside it, marked as ours to the end and locked by the kernel, so that only what a killed
-    process left there is replaced.
+    The temporary folder is in ``NAME.part`` next to ``target``, which holds a marker file and a lock. Only a folder that
+    a killed lsmix process left there is replaced.
 
     Args:
-        target: where nothing is yet; with ``resume`` also an empty folder.
-        resume: whether to begin with the files that an earlier call left, and to leave files if something is raised.
+        target: a path that does not exist; with ``resume`` also an empty folder.
+        resume: start from the files that an interrupted call left, and keep the files on an error.
 
     Raises:
-        RecipeError: there is something at ``target``, or something that is not ours in the way.
-        MissingError: there is no folder to put it in.
-        LockedError: another process is making it.
+        RecipeError: ``target`` exists, or lsmix did not create the folder ``NAME.part``.
+        MissingError: The parent folder does not exist.
+        LockedError: Another process is writing ``target``.
     """
     if os.path.lexists(target) and not (resume and target.is_dir() and not any(target.iterdir())):
-        raise RecipeError(
-            f"{str(target)!r} is there already, and nothing is overwritten. Remove it, or choose another."
-        )
+        raise RecipeError(f"{str(target)!r} already exists and is not overwritten. Remove it, or choose another path.")
     if not target.parent.is_dir():
-        raise MissingError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to. Make it first.")
+        raise MissingError(
+            f"cannot write {target.name!r}: the folder {str(target.parent)!r} does not exist. Create it."
+        )
     part = target.with_name(target.name + _PART)
-    if os.path.lexists(part) and not _is_ours(part):
-        raise RecipeError(f"{str(part)!r} is in the way, and was not made by lsmix. Rename or remove it.")
+    if os.path.lexists(part) and not _is_unfinished(part):
+        raise RecipeError(f"{str(part)!r} already exists and was not created by lsmix. Rename or remove it.")
     part.mkdir(exist_ok=True)
     content, done = part / _CONTENT, False
     try:
@@ -247,66 +247,67 @@ def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
                     _clear(part)
                     (part / _MARK).unlink(missing_ok=True)
     finally:
-        with suppress(OSError):  # another process is making it
+        with suppress(OSError):  # another process is writing it
             part.rmdir()
 
 
-def _is_ours(part: Path) -> bool:
-    """Tell whether it was made here: marked, or as empty as it is before it is marked and after the mark is gone."""
+def _is_unfinished(part: Path) -> bool:
+    """Return whether lsmix created the folder: it has the marker file, or is empty (no marker yet, or no longer)."""
     return not part.is_symlink() and part.is_dir() and ((part / _MARK).is_file() or not any(part.iterdir()))
 
 
 def _clear(part: Path) -> None:
-    """Remove everything but the mark, which goes last, so that a folder that is cleared in part is still known as ours."""
+    """Remove everything except the marker file, which identifies the folder even if clearing is interrupted."""
     for entry in part.iterdir():
         if entry.name != _MARK:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def check_room(folder: Path, needed: int, what: str, advice: str = "choose another folder") -> None:
-    """Raise DiskSpaceError unless ``needed`` more bytes fit on the disk of a folder; ``what`` begins the message."""
+    """Raise DiskSpaceError unless the disk of ``folder`` has ``needed`` bytes free; ``what`` begins the message."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskSpaceError(
-            f"{what} needs {needed} more bytes in {str(folder)!r}, where {free} are free. Free some space, or {advice}."
+            f"{what} needs {format_bytes(needed)} more in {str(folder)!r}, but only {format_bytes(free)} are free. "
+            f"Free some space, or {advice}."
         )
 
 
 _Record = TypeVar("_Record")
 
-# What is counted before decoding, since every list, object, key and value takes much more memory than its bytes in JSON:
-# 64 MiB of "[]," took 3 GB. A pool has one number for each failed decode, and a manifest four keys for each file.
+# Limits that are checked before decoding, because decoded lists, objects, keys and values take much more memory than
+# their JSON: 64 MiB of "[]," took 3 GB. A pool has one number per failed decode, and a manifest four keys per file.
 _MOST_PARTS: Final = {b"[": 200_000, b"{": 300_000, b":": 1_500_000, b'"': 4_000_000, b",": 6_000_000}
 
-# What decoding raises on bytes that are damaged, or were made to do harm.
+# Exceptions that decoding raises for damaged or malicious bytes.
 DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_MOST_HEADER_BYTES = 4 << 20  # some 40,000 tensors
-_MOST_BYTES = 16 << 20  # of results, which have some hundred bytes for each epoch or sample
+_MOST_HEADER_BYTES = 4 << 20  # about 40,000 tensors
+_MOST_BYTES = 16 << 20  # of a results file, which has a few hundred bytes per epoch or sample
 
 
 def read_small(path: Path) -> bytes:
-    """Return the content of a file of results.
+    """Return the content of a results file.
 
     Raises:
-        One of DECODE_ERRORS: it is larger than any such file.
+        msgspec.ValidationError: The file is larger than 16 MiB; this is one of DECODE_ERRORS.
     """
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise msgspec.ValidationError(f"it has {path.stat().st_size} bytes, and lsmix reads at most {_MOST_BYTES}")
+        raise msgspec.ValidationError(f"it has {path.stat().st_size:,} bytes; lsmix reads at most {_MOST_BYTES:,}")
     return content
 
 
 def check_tensor_header(path: Path) -> None:
-    """Look at the length of a safetensors file's header, which takes some 16 times as much memory when it is read.
+    """Check the length of a safetensors file's header, which takes about 16 times its size in memory once parsed.
 
     Raises:
-        OSError: it is longer than any of ours, or the file cannot be read.
+        OSError: The header is larger than 4 MiB, or the file cannot be read.
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > _MOST_HEADER_BYTES:
-        raise OSError(f"its header has {size} bytes, and lsmix reads at most {_MOST_HEADER_BYTES}")
+        raise OSError(f"its header has {size:,} bytes; lsmix reads at most {_MOST_HEADER_BYTES:,}")
 
 
 class _Version(msgspec.Struct):
@@ -314,22 +315,24 @@ class _Version(msgspec.Struct):
 
 
 def decode_versioned(content: bytes, kind: type[_Record], version: int, *, what: str, remedy: str) -> _Record:
-    """Return the record that JSON holds.
+    """Decode versioned JSON and return the record.
 
     Args:
-        content: JSON, an object with ``format_version``.
-        kind: struct of the record.
-        version: the only one that is read.
-        what: begins the message about another version, up to the word format.
-        remedy: ends it.
+        content: JSON object with the field ``format_version``.
+        kind: struct type of the record.
+        version: the supported version.
+        what: begins the message about another version, up to the word "format", such as "plan 'plan.json' has".
+        remedy: ends the message.
 
     Raises:
-        FormatError: it is of another version.
-        One of DECODE_ERRORS: it is no such record; the caller knows what that means of its file.
+        FormatError: The record has another version.
+        DECODE_ERRORS: The bytes are not such a record. Callers turn this into a message about their file.
     """
     for mark, most in _MOST_PARTS.items():
         if (count := content.count(mark)) > most:
-            raise msgspec.ValidationError(f"it holds {count} times {mark.decode()!r}, and lsmix reads at most {most}")
+            raise msgspec.ValidationError(
+                f"it contains {mark.decode()!r} {count:,} times; lsmix reads at most {most:,}"
+            )
     found = msgspec.json.decode(content, type=_Version).format_version
     if found != version:
         raise FormatError(f"{what} format {found}; this version of lsmix reads format {version}. {remedy}")
@@ -341,27 +344,27 @@ _CHECKSUM_LINE = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
 
 
 def dump_checksummed(record: msgspec.Struct) -> bytes:
-    """Return a record as JSON, its fields sorted and one a line, below a checksum of these bytes."""
+    """Return a record as JSON with sorted fields, one per line, preceded by a checksum of these bytes."""
     return add_checksum(msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1) + b"\n")
 
 
 def add_checksum(content: bytes) -> bytes:
-    """Put the checksum's line into JSON that begins with a brace and a line feed."""
+    """Insert the checksum line into JSON that begins with a brace and a line feed."""
     digest = hashlib.sha256(content).hexdigest().encode()
     return _OPENING + b' "checksum": "' + digest + b'",\n' + content.removeprefix(_OPENING)
 
 
 def load_checksummed(content: bytes, kind: type[_Record], version: int, *, what: str, remedy: str) -> _Record:
-    """Return the record that ``dump_checksummed`` wrote; the arguments are those of ``decode_versioned``.
+    """Decode the output of ``dump_checksummed``; the arguments are those of ``decode_versioned``.
 
     Raises:
-        FormatError: it is of another version, and undamaged.
-        One of DECODE_ERRORS: a byte was changed, or it is no such record.
+        FormatError: The bytes are intact, but the record has another version.
+        DECODE_ERRORS: A byte was changed, or the bytes are not such a record.
     """
     found = _CHECKSUM_LINE.match(content)
     digest = hashlib.sha256(_OPENING)
     if found:
         digest.update(memoryview(content)[found.end() :])
     if not found or digest.hexdigest().encode() != found[1]:
-        raise msgspec.ValidationError("its bytes are not those that were written")
+        raise msgspec.ValidationError("its checksum does not match")
     return decode_versioned(content, kind, version, what=what, remedy=remedy)

@@ -1,7 +1,7 @@
-"""The bounded cache of downloaded files, named by SHA-256 and shared by all processes of a user.
+"""A bounded cache of downloaded files, named by SHA-256 and shared by all processes of a user.
 
-A file gets its name only once its bytes have that checksum, and each process checks a file once more before its first
-use. The files used longest ago are removed when room is needed; an open or mapped file is kept.
+A file gets its final name only after its checksum matched, and each process checks a file again before its first use.
+The least recently used files are evicted first. Open or mapped files stay readable after their eviction.
 """
 
 import contextlib
@@ -24,14 +24,7 @@ from lsmix.data.artifact import (
     parse_manifest,
 )
 from lsmix.data.atomic import check_room, locked_file
-from lsmix.data.errors import (
-    CorruptError,
-    DownloadError,
-    LockedError,
-    LsmixError,
-    MissingError,
-    RecipeError,
-)
+from lsmix.data.errors import CorruptError, DownloadError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import stop_point
 from lsmix.data.remote import PAUSES_SECONDS, RemoteFS, wait_to_retry
 from lsmix.data.web import TransientError
@@ -45,106 +38,107 @@ __all__ = [
 ]
 
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
-_PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
-_JOBS = 4  # files on their way at a time
-_LEAST_PROGRESS_BYTES = 1 << 16  # of an attempt that gets on
+_PART = ".part"  # suffix of a file that is being downloaded, SHA256.SIZE.part
+_JOBS = 4  # parallel downloads
+_LEAST_PROGRESS_BYTES = 1 << 16  # an attempt that downloads at least this much resets the count of failures
 
 
 def cache_folder() -> Path:
     """Return the folder of the cache: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix".
 
     Raises:
-        MissingError: the user has no home folder, and neither variable is set.
+        MissingError: The user has no home folder, and neither variable is set.
     """
     if named := os.environ.get("LSMIX_CACHE"):
         return Path(named)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
     except RuntimeError as error:
-        raise MissingError("this user has no home folder to keep files in. Name a folder with LSMIX_CACHE.") from error
+        raise MissingError("the cache needs a folder, and this user has no home folder. Set LSMIX_CACHE.") from error
 
 
 def private_folder(cache: Path, name: str) -> Path:
-    """Return the folder ``name`` in a cache, both made if need be, which no other user may write to.
+    """Create the folder ``name`` in a cache if necessary, check that only this user can write to it, and return it.
 
     Raises:
-        LsmixError: it cannot be made, or another user owns it or may write to it.
+        LsmixError: The folder cannot be created, or another user owns it or can write to it.
     """
     for folder in (cache, cache / name):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            facts = folder.stat()
+            found = folder.stat()
         except OSError as error:
             raise LsmixError(
-                f"the cache {str(folder)!r} cannot be made: {error.strerror}. {_ANOTHER_FOLDER}"
+                f"the cache {str(folder)!r} cannot be created: {error.strerror}. {_ANOTHER_FOLDER}"
             ) from error
-        if facts.st_uid != os.geteuid():
+        if found.st_uid != os.geteuid():
             raise LsmixError(
-                f"the cache {str(folder)!r} belongs to another user, who could change what is in it. {_ANOTHER_FOLDER}"
+                f"the cache {str(folder)!r} belongs to another user, who could change its files. {_ANOTHER_FOLDER}"
             )
-        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise LsmixError(
-                f"other users may write to the cache {str(folder)!r} (mode {stat.S_IMODE(facts.st_mode):o}), so nothing in it "
-                f"can be trusted. Run 'chmod go-w' on it if only you have used it, or remove it. {_ANOTHER_FOLDER}"
+                f"the cache {str(folder)!r} cannot be trusted: other users can write to it (mode "
+                f"{stat.S_IMODE(found.st_mode):o}). Run 'chmod go-w' on it if only you have used it, or remove it. "
+                f"{_ANOTHER_FOLDER}"
             )
     return cache / name
 
 
 class RemoteArtifact(Artifact):
-    """An artifact at a URL, whose files are kept by checksum in a cache; safe to share among threads and processes.
+    """An artifact at a URL whose files are downloaded to a cache on first use; safe to share among threads and processes.
 
     Args:
-        manifest: what it holds.
-        place: where files are downloaded from.
+        manifest: the manifest.
+        remote: source of the files.
         folder: the cache, shared with all other artifacts.
-        limit_bytes: how much it may hold.
+        limit_bytes: maximum size of the cache.
     """
 
-    def __init__(self, manifest: Manifest, place: RemoteFS, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, manifest: Manifest, remote: RemoteFS, folder: Path, limit_bytes: int) -> None:
         self.manifest = manifest
-        self.url = place.url
+        self.url = remote.url
         self._folder = None
-        self._place = place
+        self._remote = remote
         self._cache = folder
         self._limit_bytes = limit_bytes
         self._files = private_folder(folder, "files")
         self._checked: set[tuple[str, int, int]] = set()  # files that this process has checked
 
     def prefetch(self, paths: Sequence[str]) -> None:
-        """Download the files that are missing, several at a time, as far as half of the cache holds them."""
+        """Download missing files, several in parallel, until half of the cache is used for them."""
         missing = []
-        room = self._limit_bytes // 2
+        free = self._limit_bytes // 2
         for record in map(self.record, paths):
-            if record.bytes <= room and not (self._files / record.sha256).exists():
-                room -= record.bytes
+            if record.bytes <= free and not (self._files / record.sha256).exists():
+                free -= record.bytes
                 missing.append(record.path)
         if len(missing) > 1:
             with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
                 list(pool.map(self.file, missing))
 
     def file(self, path: str) -> Path:
-        """Return the path of a listed file, to be opened at once: the cache keeps only what was used last."""
+        """Download a listed file if necessary and return its path; open it immediately, before the cache evicts it."""
         self.open(path).close()
         return self._files / self.record(path).sha256
 
     def adopt(self, record: FileRecord, source: Path) -> None:
-        """Move a whole file that was made here into the cache, so that it need not be downloaded."""
+        """Move a complete local file into the cache, which saves its download."""
         if record.bytes <= self._limit_bytes:
             part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
             with locked_file(part, wait=True):
-                self._make_room(part)
+                self._evict(part)
                 source.replace(self._files / record.sha256)
                 part.unlink()
 
     def open(self, path: str) -> IO[bytes]:
-        """Return a listed file, opened to read; it is downloaded if need be.
+        """Open a listed file for reading, and download it if necessary.
 
         Raises:
-            MissingError: it is not listed.
-            RecipeError: it is larger than the whole cache may be.
-            CorruptError: what is at the place is not the listed file.
-            DownloadError: the place cannot be reached.
-            DiskSpaceError: it does not fit on the disk.
+            MissingError: The file is not listed.
+            RecipeError: The file is larger than the limit of the cache.
+            CorruptError: The remote file is not the listed one.
+            DownloadError: The URL cannot be reached.
+            DiskSpaceError: The file does not fit on the disk.
         """
         record = self.record(path)
         cached = self._files / record.sha256
@@ -152,33 +146,33 @@ class RemoteArtifact(Artifact):
             try:
                 stream = cached.open("rb")
             except FileNotFoundError:
-                fetched = self._fetch(record)
-                if fetched is not None:
-                    return fetched
+                downloaded = self._download(record)
+                if downloaded is not None:
+                    return downloaded
                 continue
-            if self._is_right(stream, record):
-                with contextlib.suppress(OSError):  # removed meanwhile
+            if self._is_intact(stream, record):
+                with contextlib.suppress(OSError):  # another process may have evicted it
                     os.utime(cached)
                 stream.seek(0)
                 return stream
             stream.close()
             cached.unlink(missing_ok=True)
 
-    def _is_right(self, stream: IO[bytes], record: FileRecord) -> bool:
-        known = _identity(stream, record)
+    def _is_intact(self, stream: IO[bytes], record: FileRecord) -> bool:
+        identity = _identity(stream, record)
         if os.fstat(stream.fileno()).st_size != record.bytes:
             return False
-        if known not in self._checked and _digest_of(stream) != record.sha256:
+        if identity not in self._checked and _digest_of(stream) != record.sha256:
             return False
-        self._checked.add(known)
+        self._checked.add(identity)
         return True
 
-    def _fetch(self, record: FileRecord) -> IO[bytes] | None:
-        """Download a file and return it opened; None if another process did so in between."""
+    def _download(self, record: FileRecord) -> IO[bytes] | None:
+        """Download a file and return it opened, or None if another process has just downloaded it."""
         if record.bytes > self._limit_bytes:
             raise RecipeError(
-                f"{self.where(record.path)!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
-                "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
+                f"{self.where(record.path)!r} has {record.bytes:,} bytes, more than the cache limit of "
+                f"{self._limit_bytes:,}. Raise cache_bytes, or download the artifact with 'lsmix pull'."
             )
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
@@ -186,24 +180,24 @@ class RemoteArtifact(Artifact):
             if path.exists():
                 part.unlink()
                 return None
-            self._make_room(part)
+            self._evict(part)
             needed = record.bytes - part.stat().st_size
             check_room(self._files, needed, repr(record.path), "name another folder with cache= or LSMIX_CACHE")
-            fetch_file(self._place, record.path, record.bytes, record.sha256, stream, lambda _: None)
+            fetch_file(self._remote, record.path, record.bytes, record.sha256, stream, lambda _: None)
             self._checked.add(_identity(stream, record))
             opened = part.open("rb")
             part.replace(path)
         return opened
 
-    def _make_room(self, part: Path) -> None:
-        """Remove what was used longest ago, until the cache is within its limit when ``part`` is whole."""
+    def _evict(self, part: Path) -> None:
+        """Remove the least recently used files until the cache stays within its limit once ``part`` is complete."""
         with locked_file(self._cache / "lock", wait=True):
             found = []
             for path in self._files.iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    facts = path.stat()
-                    found.append((facts.st_mtime_ns, _room(path, facts.st_size), path))
-            excess = sum(size for _, size, _ in found) - self._limit_bytes  # the part counts in full already
+                    status = path.stat()
+                    found.append((status.st_mtime_ns, _final_size(path, status.st_size), path))
+            excess = sum(size for _, size, _ in found) - self._limit_bytes  # includes the final size of the part
             for _, size, path in sorted(found):
                 if excess <= 0:
                     break
@@ -212,15 +206,15 @@ class RemoteArtifact(Artifact):
 
 
 def _identity(stream: IO[bytes], record: FileRecord) -> tuple[str, int, int]:
-    facts = os.fstat(stream.fileno())
-    return record.sha256, facts.st_dev, facts.st_ino
+    status = os.fstat(stream.fileno())
+    return record.sha256, status.st_dev, status.st_ino
 
 
-def _room(path: Path, size: int) -> int:
-    """Return what a file takes, or will take when it is whole."""
+def _final_size(path: Path, size: int) -> int:
+    """Return the size of a file in the cache; for a partial download, the size of the complete file."""
     if path.name.endswith(_PART):
-        size_of_whole = path.name.removesuffix(_PART).rpartition(".")[2]
-        return int(size_of_whole) if size_of_whole.isdecimal() else size
+        final_size = path.name.removesuffix(_PART).rpartition(".")[2]
+        return int(final_size) if final_size.isdecimal() else size
     return size
 
 
@@ -233,31 +227,31 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
-    """Return the manifest of the artifact at a place, and its bytes.
+def fetch_manifest(remote: RemoteFS) -> tuple[Manifest, bytes]:
+    """Download the manifest of a remote artifact, and return it decoded and as bytes.
 
     Raises:
-        MissingError: there is no complete artifact.
-        FormatError: the manifest is of a version that this lsmix does not read.
-        CorruptError: it is not what a manifest must be.
+        MissingError: There is no complete artifact.
+        FormatError: This version of lsmix does not support the manifest's version.
+        CorruptError: The manifest is damaged or invalid.
     """
     try:
-        content = place.read(MANIFEST_NAME, MOST_MANIFEST_BYTES)
+        content = remote.read(MANIFEST_NAME, MOST_MANIFEST_BYTES)
     except MissingError as error:
         raise MissingError(
-            f"no artifact at {place.url!r}: {MANIFEST_NAME} is not there, so it is unfinished, or another place. "
-            "Check the URL, or run 'lsmix push' again."
+            f"no artifact at {remote.url!r}: {MANIFEST_NAME} does not exist. "
+            "Check the URL, or run 'lsmix push' again if a push was interrupted."
         ) from error
-    manifest = parse_manifest(content, place.url)
+    manifest = parse_manifest(content, remote.url)
     if manifest.content_digest != content_digest(manifest.files):
         raise CorruptError(
-            f"the manifest at {place.url!r} was altered: its content digest does not fit its list of files."
+            f"the manifest at {remote.url!r} was altered: its content digest does not match its list of files."
         )
     return manifest, content
 
 
 def fetch_file(
-    place: RemoteFS,
+    remote: RemoteFS,
     path: str,
     size: int,
     checksum: str,
@@ -266,79 +260,80 @@ def fetch_file(
     *,
     algorithm: str = "sha256",
 ) -> int:
-    """Complete a file that was fetched in part, or not at all, and check it.
+    """Download a file, resuming a partial download, and verify its checksum.
 
     Args:
-        place: where it is stored.
-        path: its path there; "" where the place is a file itself.
-        size: its bytes.
-        checksum: in hex.
-        stream: opened unbuffered to read and append; what is in it is taken for the beginning of the file.
-        advance: gets the number of bytes that came; a negative one when they are thrown away.
-        algorithm: of the checksum.
+        remote: the remote.
+        path: path of the file on the remote; "" if the URL of the remote is the file itself.
+        size: size in bytes.
+        checksum: expected checksum, in hex.
+        stream: opened unbuffered for reading and appending; its content is taken as the beginning of the file.
+        advance: called with the number of bytes received; negative if they are discarded.
+        algorithm: hash algorithm of the checksum.
 
     Returns:
-        The number of bytes that were fetched.
+        The number of bytes downloaded.
 
     Raises:
-        CorruptError: the place has another file, or none.
-        DownloadError: it cannot be reached; what came so far is in the stream.
-        OSError: it cannot be written here.
+        CorruptError: The remote file is missing or a different one.
+        DownloadError: The remote cannot be reached; the stream keeps the downloaded part.
+        OSError: The file cannot be written.
     """
-    fetched, got = 0, ""
+    downloaded, got = 0, ""
     for _ in range(2):
-        fetched += _complete(place, path, size, stream, advance)
+        downloaded += _complete(remote, path, size, stream, advance)
         got = _digest_of(stream, algorithm)
         if got == checksum:
             os.fsync(stream.fileno())
-            return fetched
+            return downloaded
         stream.truncate(0)
         advance(-size)
     raise CorruptError(
-        f"{place.where(path)!r} is damaged: expected {algorithm} {checksum}, got {got}, twice. Check its address, ask its "
-        "owner to send it again, or fetch it elsewhere."
+        f"{remote.where(path)!r} is damaged: expected {algorithm} {checksum}, got {got} in two attempts. Check the URL, "
+        "ask the owner to upload the file again, or download it elsewhere."
     )
 
 
-def _complete(place: RemoteFS, path: str, size: int, stream: IO[bytes], advance: Callable[[int], None]) -> int:
-    fetched = failures = 0
+def _complete(remote: RemoteFS, path: str, size: int, stream: IO[bytes], advance: Callable[[int], None]) -> int:
+    """Append the missing part of a file to ``stream``, with retries, and return the number of bytes downloaded."""
+    downloaded = failures = 0
     while True:
         have = os.fstat(stream.fileno()).st_size
-        if have > size:  # of another file
+        if have > size:  # the rest of a different file
             stream.truncate(0)
             have = 0
         if have == size:
-            return fetched
+            return downloaded
         before = have
         try:
-            for block in place.stream(path, have, size):
+            for block in remote.stream(path, have, size):
                 stop_point()
                 _append(stream, block[: size - have])
                 have += len(block)
-                fetched += len(block)
+                downloaded += len(block)
                 advance(len(block))
-            reason: TransientError | str = f"the connection ended after {have} of {size} bytes"
+            reason: TransientError | str = f"the connection ended after {have:,} of {size:,} bytes"
         except TransientError as error:
             reason = error
         if have < size:
             failures = 1 if have >= before + _LEAST_PROGRESS_BYTES else failures + 1
             if failures > len(PAUSES_SECONDS):
                 raise DownloadError(
-                    f"{place.where(path)!r} cannot be fetched: {reason}. What came is kept; run again to go on."
+                    f"{remote.where(path)!r} cannot be downloaded: {reason}. Run again to resume the download."
                 )
-            wait_to_retry(place.where(path), reason, PAUSES_SECONDS[failures - 1])
+            wait_to_retry(remote.where(path), reason, PAUSES_SECONDS[failures - 1])
 
 
 def _append(stream: IO[bytes], block: bytes) -> None:
-    """Write a block whole to an unbuffered stream."""
+    """Write an entire block to an unbuffered stream, whose ``write`` may write only a part of it."""
     rest = memoryview(block)
     while rest:
         rest = rest[stream.write(rest) :]
 
 
 def _digest_of(stream: IO[bytes], algorithm: str = "sha256") -> str:
-    """Return the checksum of all bytes of an open file, in hex; the file is left at its end."""
+    """Return the checksum of an open file in hex; this leaves the stream at its end."""
     stream.seek(0)
-    # Authors publish md5; it finds damage, not forgery.
+    # Published checksums may be MD5, which detects damage but not forgery.
     digest = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
     return hashlib.file_digest(stream, digest).hexdigest()  # type: ignore[arg-type]  # files have readinto, unlike IO

@@ -1,11 +1,11 @@
-"""The data-set store ``dataset.h5``: train, held-out and test images, laid out so that they can be memory-mapped.
+"""The data-set store ``dataset.h5``: train, held-out and test images in a layout that can be memory-mapped.
 
-Every row of a published split goes to one of our splits at most; test images can never get into train.
+Every row of a published split is in at most one split of the store, so test images cannot be in train.
 
-Layout: one HDF5 group a split (train, heldout, test) with the contiguous, unfiltered datasets ``images`` uint8
-(N, H, W, C), ``labels`` int64 (N,) and ``source_index`` int64 (N,), the row in the published split that the group's
-attribute ``published_split`` names. The dataset ``class_names`` holds the bytes of a JSON list. Attributes of the file:
-``format_version``, ``licence``, ``citation``. Texts are UTF-8 of fixed length.
+Layout: one HDF5 group per split (train, heldout, test) with the contiguous, unfiltered datasets ``images`` uint8
+(N, H, W, C), ``labels`` int64 (N,) and ``source_index`` int64 (N,), which is the row in the published split named by the
+group's attribute ``published_split``. The dataset ``class_names`` contains a JSON list as bytes. The file has the
+attributes ``format_version``, ``licence`` and ``citation``. Strings are UTF-8 of fixed length.
 """
 
 import math
@@ -20,12 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact
-from lsmix.data.errors import (
-    CorruptError,
-    FormatError,
-    LsmixError,
-    MissingError,
-)
+from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError
 from lsmix.data.store import local_folder, open_artifact
 
 __all__ = [
@@ -43,15 +38,16 @@ __all__ = [
 DATASET_NAME = "dataset.h5"
 FORMAT_VERSION = 2
 SPLIT_NAMES = ("train", "heldout", "test")
-MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
-MAX_NAMES_BYTES = 16 << 20  # of all class names; those of ImageNet-21k have 500 kB
+MAX_TEXT_BYTES = 60_000  # HDF5 limits an attribute to 64 KiB
+MAX_NAMES_BYTES = 16 << 20  # of all class names; those of ImageNet-21k take 500 kB
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_REBUILD = "Download it again, or rebuild it with 'lsmix ingest'."
 COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1)}  # name -> dtype, dimensions
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SplitArrays:
-    """One split of an open data set; all arrays are read-only, images stay on disk until they are read."""
+    """One split of an open data set, with read-only arrays; images are memory-mapped."""
 
     images: npt.NDArray[np.uint8]  # (N, H, W, C), memory-mapped
     labels: npt.NDArray[np.int64]  # (N,)
@@ -62,39 +58,39 @@ class SplitArrays:
         return len(self.labels)
 
     def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Return a copy of some images, uint8 (n, H, W, C), read in the order of the file."""
+        """Return copies of the given images, uint8 (n, H, W, C); they are read in file order."""
         images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
         order = np.argsort(rows)
         images[order] = self.images[rows[order]]
         return images
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a split is never pickled, since that would copy all of its images; pass the path instead")
+        raise TypeError("a split cannot be pickled, since that would copy all of its images. Pass the path instead.")
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class DataSet:
-    """An open data set. It holds no file handle; the maps last as long as the arrays."""
+    """An open data set. It needs no closing: there is no file handle, and the maps live as long as the arrays."""
 
-    location: str  # of the file, in messages
+    location: str  # path or URL of the file, for messages
     splits: Mapping[str, SplitArrays]  # "train", "heldout", "test"
     class_names: tuple[str, ...]  # by label
-    licence: str  # "" where it is unknown
-    citation: str  # "" where it is unknown
+    licence: str  # "" if unknown
+    citation: str  # "" if unknown
 
     @property
     def train(self) -> SplitArrays:
-        """What flows and classifiers learn from."""
+        """Images for training flows and classifiers."""
         return self.splits["train"]
 
     @property
     def heldout(self) -> SplitArrays:
-        """Published training images kept back to watch the training; perhaps none."""
+        """Published training images held out to monitor training; may be empty."""
         return self.splits["heldout"]
 
     @property
     def test(self) -> SplitArrays:
-        """What error rates are taken on."""
+        """Images for measuring error rates."""
         return self.splits["test"]
 
     @property
@@ -105,12 +101,15 @@ class DataSet:
 
 
 def open_dataset(path: Path | str | Artifact) -> DataSet:
-    """Open a data set: the file ``dataset.h5``, or the artifact that holds it, by its folder or its URL.
+    """Open a data set.
+
+    Args:
+        path: the file ``dataset.h5``, or its artifact, the artifact's folder or URL.
 
     Raises:
-        MissingError: there is no such file or folder.
-        FormatError: it is no data set of a version that this lsmix reads, or not laid out as one.
-        CorruptError: it is damaged or cut short.
+        MissingError: The file or folder does not exist.
+        FormatError: The file is not a data set, or this version of lsmix does not support its version.
+        CorruptError: The file is damaged or truncated.
 
     Example:
         >>> import tempfile
@@ -124,20 +123,20 @@ def open_dataset(path: Path | str | Artifact) -> DataSet:
     """
     path, where = _locate(path)
     if not path.is_file():
-        raise MissingError(f"no data set at {where!r}: there is no such file. Make it with 'lsmix ingest'.")
+        raise MissingError(f"no data set at {where!r}: the file does not exist. Create it with 'lsmix ingest'.")
     with path.open("rb") as raw:
         if raw.read(len(_SIGNATURE)) != _SIGNATURE:
-            raise FormatError(f"{where!r} is no HDF5 file: it does not start as one. Make it with 'lsmix ingest'.")
+            raise FormatError(f"{where!r} is not an HDF5 file: wrong signature. Create a data set with 'lsmix ingest'.")
     try:
         return _read_file(path, where)
     except LsmixError:
         raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # what h5py raises on damaged files
-        raise CorruptError(f"{where!r} is damaged: {error}. Fetch it again or make it with 'lsmix ingest'.") from error
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # raised by h5py for damaged files
+        raise CorruptError(f"{where!r} is damaged: {error}. {_REBUILD}") from error
 
 
 def _locate(place: Path | str | Artifact) -> tuple[Path, str]:
-    """Return the file of a data set, and how to call it in messages."""
+    """Return the path of a data set's file, and its name in messages."""
     if not isinstance(place, Artifact):
         folder = local_folder(place)
         if folder is not None and not (folder / MANIFEST_NAME).exists():
@@ -148,25 +147,25 @@ def _locate(place: Path | str | Artifact) -> tuple[Path, str]:
 
 
 def _read_file(path: Path, where: str) -> DataSet:
-    # Locking is off, since a file that is complete is never written again and read-only mounts refuse locks.
+    # No locking: complete files are never written again, and read-only mounts do not allow locks.
     with h5py.File(path, "r", locking=False) as file:
         version = _attribute(file, "format_version", h5py.h5t.TypeIntegerID)
         if version is None:
-            raise FormatError(f"{where!r} is no lsmix data set: it has no format_version. See 'lsmix ingest --help'.")
+            raise FormatError(f"{where!r} is not an lsmix data set: no format_version. See 'lsmix ingest --help'.")
         if version != FORMAT_VERSION:
             raise FormatError(
                 f"data set {where!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
-                "Use a newer lsmix, or make the data set again with 'lsmix ingest'."
+                "Use a newer lsmix, or rebuild the data set with 'lsmix ingest'."
             )
         try:
             names = _map_array(path, where, file, "class_names", "|u1", 1)
             if len(names) > MAX_NAMES_BYTES:
                 raise FormatError(
-                    f"{where!r} has {len(names)} bytes of class names; at most {MAX_NAMES_BYTES} are read."
+                    f"{where!r} has {len(names):,} bytes of class names; lsmix reads at most {MAX_NAMES_BYTES:,}."
                 )
             class_names = msgspec.json.decode(names.tobytes(), type=tuple[str, ...])
         except msgspec.DecodeError as error:
-            raise CorruptError(f"{where!r} is damaged: class_names is no JSON list of names ({error}).") from error
+            raise CorruptError(f"class_names of {where!r} is not a JSON list of names ({error}). {_REBUILD}") from error
         data_set = DataSet(
             location=where,
             splits={name: _read_split(path, where, file, name) for name in SPLIT_NAMES},
@@ -174,18 +173,18 @@ def _read_file(path: Path, where: str) -> DataSet:
             licence=_text(where, file, "licence"),
             citation=_text(where, file, "citation"),
         )
-    _check_whole(data_set)
+    _check_consistent(data_set)
     return data_set
 
 
 def _attribute(item: Any, name: str, kind: Any) -> Any:
-    """Return a small scalar attribute, or None if there is none of this HDF5 type."""
+    """Return a scalar attribute of an HDF5 type with a fixed size of at most 60,000 bytes, or None if there is none."""
     if name not in item.attrs:
         return None
     attribute = item.attrs.get_id(name)
     stored = attribute.get_type()
-    free_length = isinstance(stored, h5py.h5t.TypeStringID) and stored.is_variable_str()
-    if not isinstance(stored, kind) or free_length or attribute.shape != () or stored.get_size() > MAX_TEXT_BYTES:
+    is_variable = isinstance(stored, h5py.h5t.TypeStringID) and stored.is_variable_str()
+    if not isinstance(stored, kind) or is_variable or attribute.shape != () or stored.get_size() > MAX_TEXT_BYTES:
         return None
     return item.attrs[name]
 
@@ -193,21 +192,22 @@ def _attribute(item: Any, name: str, kind: Any) -> Any:
 def _text(where: str, item: Any, name: str) -> str:
     value = _attribute(item, name, h5py.h5t.TypeStringID)
     if not isinstance(value, bytes):
-        raise FormatError(f"{where!r} is no lsmix data set: {item.name!r} has no text {name!r}.")
+        raise FormatError(f"{where!r} is not an lsmix data set: {item.name!r} has no string attribute {name!r}.")
     return value.decode()
 
 
 def _own_link(where: str, parent: Any, name: str, kind: type) -> Any:
     link = parent.get(name, getlink=True)
     if link is None:
-        raise FormatError(f"{where!r} is no lsmix data set: {parent.name!r} has no {name!r}.")
+        raise FormatError(f"{where!r} is not an lsmix data set: {parent.name!r} has no {name!r}.")
     if not isinstance(link, h5py.HardLink):
         raise FormatError(
-            f"{where!r} links {name!r} to another place; data sets hold their own data. Do not use this file."
+            f"{name!r} of {where!r} is a soft or external link, which a data set must not contain. {_REBUILD}"
         )
     item = parent[name]
     if not isinstance(item, kind):
-        raise FormatError(f"{where!r} is no lsmix data set: {item.name!r} is of another kind than expected.")
+        what = "group" if kind is h5py.Group else "dataset"
+        raise FormatError(f"{where!r} is not an lsmix data set: {item.name!r} is not an HDF5 {what}.")
     return item
 
 
@@ -218,25 +218,25 @@ def _read_split(path: Path, where: str, file: Any, name: str) -> SplitArrays:
     if not len(images) == len(labels) == len(source_index):
         raise FormatError(
             f"split {name!r} of {where!r} has {len(images)} images, {len(labels)} labels and "
-            f"{len(source_index)} source rows; expected as many of each. Do not use this file."
+            f"{len(source_index)} source rows; expected equal numbers. {_REBUILD}"
         )
     return SplitArrays(images, labels, source_index, published_split)
 
 
 def _map_array(path: Path, where: str, group: Any, name: str, dtype: str, dimensions: int) -> npt.NDArray[Any]:
-    """Memory-map one HDF5 dataset after refusing every way in which its bytes could be stored elsewhere."""
+    """Memory-map an HDF5 dataset, and reject it unless its bytes are one contiguous block of this file."""
     item = _own_link(where, group, name, h5py.Dataset)
     wanted = h5py.h5t.STD_U8LE if dtype == "|u1" else h5py.h5t.STD_I64LE
     if not item.id.get_type().equal(wanted) or item.ndim != dimensions:
         raise FormatError(
             f"{item.name!r} of {where!r} must be {np.dtype(dtype)} with {dimensions} dimensions; "
-            f"got {item.dtype} of shape {item.shape}. Do not use this file."
+            f"got {item.dtype} of shape {item.shape}. {_REBUILD}"
         )
     plist = item.id.get_create_plist()
     if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
         raise FormatError(
-            f"{item.name!r} of {where!r} is not stored as one plain block of this file (external, virtual, chunked "
-            "or filtered storage). Make the data set again with 'lsmix ingest'."
+            f"{item.name!r} of {where!r} must be one contiguous block of this file, without external, virtual, chunked "
+            f"or filtered storage. {_REBUILD}"
         )
     size = math.prod(map(int, item.shape)) * np.dtype(dtype).itemsize
     offset = item.id.get_offset()
@@ -244,33 +244,35 @@ def _map_array(path: Path, where: str, group: Any, name: str, dtype: str, dimens
         mapped = np.empty(item.shape, dtype)
     elif offset is None or offset + size > path.stat().st_size:
         raise CorruptError(
-            f"{where!r} is cut short: {item.name!r} needs {size} bytes at offset {offset}, the file has "
-            f"{path.stat().st_size}. Fetch it again or make it with 'lsmix ingest'."
+            f"{where!r} is truncated: {item.name!r} needs {size:,} bytes at offset {offset}, but the file has "
+            f"{path.stat().st_size:,} bytes. {_REBUILD}"
         )
     else:
         mapped = np.memmap(path, dtype, "r", offset, item.shape)
-    plain: npt.NDArray[Any] = mapped.view(np.ndarray)
-    plain.flags.writeable = False
-    return plain
+    array: npt.NDArray[Any] = mapped.view(np.ndarray)
+    array.flags.writeable = False
+    return array
 
 
-def _check_whole(data_set: DataSet) -> None:
+def _check_consistent(data_set: DataSet) -> None:
     where, classes = data_set.location, len(data_set.class_names)
     train = data_set.train
     if not len(train) or 0 in train.images.shape:
-        raise FormatError(f"{where!r} holds no training images. Make it again with 'lsmix ingest'.")
+        raise FormatError(f"{where!r} contains no training images. {_REBUILD}")
     for name, split in data_set.splits.items():
         if split.images.shape[1:] != train.images.shape[1:]:
-            raise FormatError(f"{where!r} holds images of several shapes: {name!r} has {split.images.shape[1:]}.")
+            raise FormatError(
+                f"{where!r} has images of different shapes in 'train' and {name!r}: {train.images.shape[1:]} and "
+                f"{split.images.shape[1:]}. {_REBUILD}"
+            )
         if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < classes:
             raise CorruptError(
-                f"{where!r} is damaged: labels of {name!r} are in {split.labels.min()}..{split.labels.max()}, "
-                f"expected 0..{classes - 1}. Make it again with 'lsmix ingest'."
+                f"{where!r} is damaged: labels of {name!r} are from {split.labels.min()} to {split.labels.max()}, "
+                f"expected 0 to {classes - 1}. {_REBUILD}"
             )
     for published in {split.published_split for split in data_set.splits.values()}:
         rows = np.concatenate([s.source_index for s in data_set.splits.values() if s.published_split == published])
         if len(np.unique(rows)) != len(rows):
             raise CorruptError(
-                f"{where!r} holds the same published {published!r} image twice, so its splits are not apart. "
-                "Make it again with 'lsmix ingest'."
+                f"{where!r} contains a published {published!r} image twice, so its splits may overlap. {_REBUILD}"
             )

@@ -1,4 +1,4 @@
-"""The errors of lsmix with their exit codes, and text for messages: sizes, durations, escapes."""
+"""Exceptions of lsmix with their exit codes, and functions that format sizes, durations and escapes for messages."""
 
 import errno
 import re
@@ -42,101 +42,101 @@ class RecipeError(LsmixError, ValueError):
 
 
 class MissingError(LsmixError, FileNotFoundError):
-    """A path or an artifact is not there."""
+    """A path or an artifact does not exist."""
 
 
 class SourceError(LsmixError, ValueError):
-    """A published data set cannot be read as what it claims to be."""
+    """A published data set does not have the expected format."""
 
 
 class DownloadError(LsmixError, OSError):
-    """A file cannot be fetched, or what came is not the file that was wanted."""
+    """A file cannot be downloaded, or the downloaded file is not the expected one."""
 
 
 class FormatError(LsmixError, ValueError):
-    """An artifact is of a kind or a format version that this version does not read."""
+    """This version of lsmix does not support an artifact's kind or format version."""
 
 
 class DiskSpaceError(LsmixError, OSError):
-    """The result would not fit on the disk."""
+    """The disk does not have enough free space for the result."""
 
 
 class SystemLimitError(LsmixError, OSError):
-    """The system refuses to read a file: too many are open, memory is short, or permission is missing."""
+    """The system refuses to read a file: too many open files, not enough memory, or no permission."""
 
 
-class DeviceMemoryError(MemoryError, LsmixError):  # in this order, or it does not come back from a Dask worker
-    """The work does not fit into the memory of the device that it is done on."""
+class DeviceMemoryError(MemoryError, LsmixError):  # in another order it cannot be unpickled from a Dask worker
+    """The device does not have enough memory for the work."""
 
 
 class DivergedError(LsmixError, ArithmeticError):
-    """Training left the finite numbers."""
+    """Training diverged to values that are not finite."""
 
 
 class StaleError(LsmixError):
-    """Something that had to be up to date is not."""
+    """Something that must be up to date is not."""
 
     exit_code = 3
 
 
 class LockedError(LsmixError):
-    """Another run works on the same artifact."""
+    """Another run is working on the same artifact."""
 
     exit_code = 4
 
 
 class CorruptError(LsmixError, ValueError):
-    """Bytes differ from their checksum, or are gone."""
+    """Bytes are missing or differ from their checksum."""
 
     exit_code = 5
 
 
 class PartialError(LsmixError):
-    """Some shards failed; the rest is done and kept."""
+    """Some shards failed; the others are complete and kept."""
 
     exit_code = 6
 
 
 _ADVICE: Final = {
-    errno.EMFILE: "Raise the limit of open files ('ulimit -n 4096'), or use fewer worker processes.",
-    errno.ENFILE: "Close other programs, or raise the system's limit of open files (fs.file-max).",
-    errno.ENOMEM: "Use fewer worker processes, or raise the limits of memory ('ulimit -v') and of maps (vm.max_map_count).",
-    errno.EACCES: "Ask its owner to let you read it, or change its permissions ('chmod -R u+rX').",
-    errno.EPERM: "Ask its owner to let you use it.",
+    errno.EMFILE: "Raise the limit on open files ('ulimit -n 4096'), or use fewer worker processes.",
+    errno.ENFILE: "Close other programs, or raise the system's limit on open files (fs.file-max).",
+    errno.ENOMEM: "Use fewer worker processes, or raise the limits on memory ('ulimit -v') and maps (vm.max_map_count).",
+    errno.EACCES: "Ask its owner for read access, or change its permissions ('chmod -R u+rX').",
+    errno.EPERM: "Ask its owner for permission to use it.",
     errno.ENOSPC: "Free some space on this disk.",
     errno.EDQUOT: "Free some space within your quota.",
     errno.EROFS: "Choose a folder on another disk.",
-    errno.EIO: "The disk failed: check it, or copy the files from elsewhere.",
-    errno.ESTALE: "The network file system lost the file: try again, or mount it again.",
+    errno.EIO: "The disk reported an error: check it, or restore the files from another copy.",
+    errno.ESTALE: "The network file system lost the file: try again, or remount it.",
 }
 
 
 def system_error(error: OSError, where: str = "") -> str:
-    """Return what the system refused, and what to do about it; ``where`` names the file if the error does not."""
-    place = where or error.filename
-    said = f"{error.strerror or error}{f': {place!r}' if place else ''}."
-    return f"{said} {_ADVICE[error.errno]}" if error.errno in _ADVICE else said
+    """Return a message with the system's reason and what to do; ``where`` names the file if the error does not."""
+    path = where or error.filename
+    reason = f"{error.strerror or error}{f': {path!r}' if path else ''}."
+    return f"{reason} {_ADVICE[error.errno]}" if error.errno in _ADVICE else reason
 
 
 def unreadable(where: str, error: OSError) -> LsmixError:
-    """Return the error to raise because a listed file cannot be opened or mapped: damage only if it is not there."""
+    """Return the error to raise if a listed file cannot be opened or mapped: SystemLimitError or CorruptError."""
     if error.errno in _ADVICE:
         return SystemLimitError(system_error(error, where))
-    return CorruptError(f"{where!r} cannot be read: {error.strerror or error}. Fetch or make the artifact again.")
+    return CorruptError(f"{where!r} cannot be read: {error.strerror or error}. Download or rebuild the artifact.")
 
 
 def escape_terminal(text: str) -> str:
-    r"""Return a line in which every letter that does not print, a line break included, is shown as its escape.
+    r"""Return text with every character that is not printable, including line breaks, replaced by its escape.
 
     Example:
         >>> print(escape_terminal("a cat\x1b[2J\n\u202e"))
         a cat\x1b[2J\n\u202e
     """
-    return text if text.isprintable() else "".join(map(_shown, text))
+    return text if text.isprintable() else "".join(map(_escape_character, text))
 
 
 def printable_lines(text: str) -> str:
-    r"""Return a text in which every character that does not print, but for its newlines, is shown as its escape.
+    r"""Return text with every character that is not printable, except newlines, replaced by its escape.
 
     Example:
         >>> print(printable_lines("one\ntwo\x1b"))
@@ -147,7 +147,7 @@ def printable_lines(text: str) -> str:
 
 
 def printable_words(text: str) -> str:
-    r"""Return a text on one line: blanks and line breaks become single spaces, and what does not print its escape.
+    r"""Return text on one line: whitespace becomes single spaces, and characters that are not printable are escaped.
 
     Example:
         >>> print(printable_words(" a\n cat\x1b[2J "))
@@ -157,32 +157,32 @@ def printable_words(text: str) -> str:
 
 
 def escape_json(text: str, *, ascii_only: bool = False) -> str:
-    r"""Return the same JSON, with letters that do not print as their escapes; line breaks between values stay.
+    r"""Return the same JSON with characters that are not printable escaped; line breaks between values are kept.
 
-    ``ascii_only`` escapes all others beyond ASCII, too, for terminals that cannot show them.
+    ``ascii_only`` escapes all characters outside ASCII, for terminals that cannot show them.
 
     Example:
         >>> print(escape_json('"a \x9b"'))
         "a \u009b"
     """
 
-    def shown(found: re.Match[str]) -> str:
-        return found[0] if found[0].isprintable() and not ascii_only else _escaped(found[0])
+    def escape(match: re.Match[str]) -> str:
+        return match[0] if match[0].isprintable() and not ascii_only else _json_escape(match[0])
 
-    return re.sub(r"[^\n -~]", shown, text)
-
-
-def _shown(letter: str) -> str:
-    return letter if letter.isprintable() else ascii(letter)[1:-1]
+    return re.sub(r"[^\n -~]", escape, text)
 
 
-def _escaped(letter: str) -> str:
-    units = letter.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+def _escape_character(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[start : start + 2].hex()}" for start in range(0, len(units), 2))
 
 
 def format_bytes(count: int) -> str:
-    """Return a number of bytes for reading.
+    """Return a number of bytes with a decimal unit, for people.
 
     Example:
         >>> format_bytes(999), format_bytes(153_600_000)
@@ -197,7 +197,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Return a number of things for reading.
+    """Return a number with its noun, for people.
 
     Example:
         >>> format_count(1, "file"), format_count(35_000, "image")
@@ -207,7 +207,7 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time span for reading.
+    """Return a duration with its units, for people.
 
     Example:
         >>> format_duration(0.42), format_duration(75), format_duration(7_260)

@@ -1,6 +1,6 @@
-"""The latent store: a flow's latent vector of every image, with the image's label and log-likelihood.
+"""Latent stores: the latent vector, label and log-likelihood of every image of a data set's train split.
 
-Rows are in the order of the data set's train split, so row i belongs to image i.
+Row i belongs to image i of the train split.
 """
 
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ _DTYPES: Final[dict[str, Dtype]] = {"z": "float32", "label": "int64", "log_prob"
 
 
 class Latents:
-    """A complete latent store, opened for reading; use ``open_latents``."""
+    """A complete latent store, opened for reading with ``open_latents``."""
 
     def __init__(self, artifact: Artifact, columns: TableReader) -> None:
-        self.location = artifact.location  # its folder, or its URL
+        self.location = artifact.location  # folder or URL
         self.manifest = artifact.manifest
         self.columns = columns
-        self.attributes = columns.attributes  # how they were made: image shape, dequantisation and so on
+        self.attributes = columns.attributes  # image shape, dequantisation and other metadata
         self.z = columns["z"]  # latent vectors, float32 (N, D), in latent order
         self.label = columns["label"]  # class of each image, int64 (N,)
         self.log_prob = columns["log_prob"]  # log-likelihood of each n-bit image in nats, float64 (N,)
@@ -48,12 +48,12 @@ class Latents:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """The classes of all images, int64 (N,), read once."""
+        """The classes of all images, int64 (N,), cached."""
         labels: NDArray[np.int64] = self.label[:]
         return labels
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return some latent vectors, float32 (n, D)."""
+        """Return the latent vectors of the given rows, float32 (n, D)."""
         return self.z.gather(rows)
 
     def __len__(self) -> int:
@@ -77,8 +77,8 @@ def create_latents(
         folder: the artifact; the store becomes "latents.zarr" in it.
         rows: number of images, at least 1.
         dim: length of a latent vector, at least 1.
-        chunk_rows: images in a chunk; 0 takes ``default_chunk_rows``, about 25 MB.
-        attributes: facts to keep with the latents, ready for JSON.
+        chunk_rows: images per chunk; 0 for ``default_chunk_rows``, about 25 MB.
+        attributes: metadata to store with the latents, as JSON types.
     """
     columns = [Column(name=name, dtype=dtype) for name, dtype in _DTYPES.items()]
     columns[0] = Column(name="z", dtype=_DTYPES["z"], row_shape=(dim,), row_axes=("component",))
@@ -89,7 +89,7 @@ def create_latents(
 
 
 def latent_store(folder: Path) -> Table:
-    """Return the layout of the latent store in an artifact's folder, finished or not."""
+    """Return the layout of the latent store in an artifact's folder, complete or unfinished."""
     return table_in(folder / LATENTS_NAME)[0]
 
 
@@ -98,18 +98,18 @@ def write_latent_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[An
 
     Args:
         folder: the artifact.
-        shard: which one; its rows are ``latent_store(folder).shard_range(shard)``.
+        shard: number of the shard; its rows are ``latent_store(folder).shard_range(shard)``.
         arrays: ``z`` float32 (n, D), ``label`` int64 (n,), ``log_prob`` float64 (n,), ``bits_per_dim`` float32 (n,).
 
     Returns:
-        The SHA-256 of each file written, by its path relative to ``folder``.
+        The SHA-256 of each written file, by path relative to ``folder``.
 
     Raises:
-        ValueError: a column is left out or of another shape or dtype, or a number is not finite.
+        ValueError: A column is missing or has the wrong shape or dtype, or a number is not finite.
     """
     for name in ("z", "log_prob", "bits_per_dim"):
         if name in arrays and not np.isfinite(arrays[name]).all():
-            raise ValueError(f"shard {shard} of latents {str(folder)!r}: {name!r} is not finite everywhere.")
+            raise ValueError(f"shard {shard} of latents {str(folder)!r}: {name!r} has values that are not finite.")
     written = latent_store(folder).write_shard(shard, arrays)
     return {f"{LATENTS_NAME}/{path}": digest for path, digest in written.items()}
 
@@ -121,10 +121,10 @@ def open_latents(path: Path | str | Artifact) -> Latents:
         path: the artifact, its folder or URL, or "latents.zarr" in it.
 
     Raises:
-        MissingError: there are no latents, or they are not finished.
-        FormatError: they are of a format that this version does not read.
-        CorruptError: a file is missing, altered in size, or damaged.
-        DownloadError: the URL cannot be reached.
+        MissingError: There are no latents, or they are unfinished.
+        FormatError: This version of lsmix does not support their format.
+        CorruptError: A file is missing, has another size, or is damaged.
+        DownloadError: The URL cannot be reached.
     """
     artifact = open_artifact(path)
     columns = open_artifact_table(artifact, LATENTS_NAME)
@@ -132,10 +132,10 @@ def open_latents(path: Path | str | Artifact) -> Latents:
     if version != LATENTS_FORMAT:
         raise FormatError(
             f"latents {artifact.location!r} have format {version!r}; this version of lsmix reads format {LATENTS_FORMAT}. "
-            "Use a newer lsmix, or make the latents again."
+            "Use a newer lsmix, or rebuild the latents."
         )
     found = {name: column.dtype.name for name, column in columns.items()}
     ranks = {name: len(column.shape) for name, column in columns.items()}
     if found != _DTYPES or any(rank != (2 if name == "z" else 1) for name, rank in ranks.items()):
-        raise FormatError(f"{artifact.location!r} holds no latents: expected the columns {_DTYPES}, got {found}.")
+        raise FormatError(f"{artifact.location!r} contains no latents: expected the columns {_DTYPES}, got {found}.")
     return Latents(artifact, columns)

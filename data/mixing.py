@@ -1,7 +1,7 @@
-"""The mixing methods by name, with what is known of each, and ``Registry``, which finds things of any kind by name.
+"""Registries of mixing methods with their metadata, and the general class ``Registry``.
 
-Entries name their functions as "package.module:function", so that names are checked without importing torch.
-Other packages add methods with the entry point groups ``lsmix.latent_methods`` and ``lsmix.pixel_methods``.
+Entries refer to their functions as "package.module:function", so that names can be checked without importing torch.
+Other packages add methods through the entry point groups ``lsmix.latent_methods`` and ``lsmix.pixel_methods``.
 """
 
 import difflib
@@ -33,11 +33,11 @@ __all__ = [
     "row_rngs",
 ]
 
-# Gives the generator of a row, 0 to N − 1; the same one in any split of the work.
+# Returns the generator of a row, 0 to N − 1, which does not depend on how the work is split.
 RowRng: TypeAlias = Callable[[int], np.random.Generator]
 
-# (x1, x2, λ float64 (N,) on the CPU, draws) -> mixed like x1, share of x2 float64 (N,) on the CPU.
-# In latent space x is float (N, D), in pixel space uint8 (N, C, H, W).
+# (x1, x2, λ, generators) -> (mixed, share of x2). x1, x2 and mixed are float (N, D) in latent space and uint8
+# (N, C, H, W) in pixel space; λ and share are float64 (N,) on the CPU.
 Method: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RowRng], tuple[torch.Tensor, torch.Tensor]]"
 _Floats: TypeAlias = NDArray[np.float64]
 _Space: TypeAlias = Literal["latent", "pixel"]
@@ -45,25 +45,25 @@ _Space: TypeAlias = Literal["latent", "pixel"]
 
 @dataclass(frozen=True, kw_only=True)
 class MixingMethod:
-    """What is known of a mixing method."""
+    """Metadata of a mixing method."""
 
     function: str  # "package.module:name" of its Method, imported on use
-    title: str  # as its paper spells it
+    title: str  # as spelled in its paper
     citation: str = ""  # of its paper; "" for none
-    # The share of x₂ from λ, float64 (N,), and the sizes, (D,) or (height, width). None: the method must be run.
+    # Computes the share of x₂ from λ, float64 (N,), and the sizes, (D,) or (height, width). None: run the method.
     share: Callable[[_Floats, tuple[int, ...]], _Floats] | None = None
     # "package.module:name" of the function that returns the pixels of x₂, bool (height, width), from ⌊λD⌋, the FlowConfig
-    # and the latent order. "" for a method that spreads x₂ over the image, or that mixes pixels: those are run instead.
+    # and the latent order. "": run the method; for methods that spread x₂ over the image or mix pixels.
     region: str = ""
 
 
 class Registry:
-    """Named objects, built in or from other packages.
+    """Objects by name: the built-in ones and those of other packages.
 
     Args:
-        kind: what they are, for messages: "mixing method in latent space".
-        group: the group of entry points in which other packages name theirs.
-        builtin: where those of lsmix stand, "package.module:name" by name.
+        kind: kind of object, for messages, such as "mixing method in latent space".
+        group: entry point group through which other packages add objects.
+        builtin: "package.module:name" of the built-in objects, by name.
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
@@ -73,72 +73,72 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return all names, built-in ones first."""
-        return [*self._builtin, *sorted(self._others().keys() - self._builtin.keys())]
+        return [*self._builtin, *sorted(self._external().keys() - self._builtin.keys())]
 
     def builtin(self) -> list[str]:
-        """Return the names of lsmix's own, whatever else is installed."""
+        """Return the names of the built-in objects."""
         return list(self._builtin)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._builtin or name in self._others()
+        return name in self._builtin or name in self._external()
 
     def check(self, name: str) -> None:
-        """Raise RecipeError, with the nearest name, unless there is one of this name."""
+        """Raise RecipeError and suggest the nearest name if the name is unknown."""
         if name not in self:
             raise RecipeError(f"unknown {self.kind} {name!r}.{nearest(name, self.names())}")
 
     def load(self, name: str) -> Any:
-        """Import and return what stands behind a name.
+        """Import and return the object with this name.
 
         Raises:
-            RecipeError: there is none, or another package's cannot be imported.
+            RecipeError: The name is unknown, or the object cannot be imported.
         """
         self.check(name)
-        return import_object(self._builtin.get(name) or self._others()[name], f"{self.kind} {name!r}")
+        return import_object(self._builtin.get(name) or self._external()[name], f"{self.kind} {name!r}")
 
-    def _others(self) -> dict[str, str]:
+    def _external(self) -> dict[str, str]:
         return {entry.name: entry.value for entry in entry_points(group=self.group)}
 
 
 def import_object(reference: str, what: str) -> Any:
-    """Return the object that ``reference``, "package.module:name", names.
+    """Import and return the object that ``reference``, "package.module:name", refers to.
 
     Raises:
-        RecipeError: there is nothing of this name, or importing it fails; ``what`` begins the message.
+        RecipeError: The object does not exist or cannot be imported; ``what`` begins the message.
     """
     module, _, name = reference.partition(":")
     try:
         found = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # another package may raise anything while it is imported
+    except Exception as error:  # importing another package may raise any exception
         raise RecipeError(f"{what}: {reference!r} cannot be imported ({error}). Install its package.") from error
     return found
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Return the end of a message about an unknown word: the nearest known one, and all of them."""
+    """Return the end of a message about an unknown word: a suggestion and all known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     return (f" Did you mean {close[0]!r}?" if close else "") + f" Known: {', '.join(known)}."
 
 
 def row_rngs(seed: int, *words: str | int) -> RowRng:
-    """Return the generators of rows that are named by a seed, words and their own number."""
+    """Return the generators of rows, each derived from a seed, words and the row's number."""
     return lambda row: generator(seed, *words, row)
 
 
 def checked_rates(lam: ArrayLike, count: int) -> NDArray[np.float64]:
-    """Return λ as float64 (count,), from a number or one for each pair.
+    """Return λ as float64 (count,) from one number, or from one per pair.
 
     Raises:
-        RecipeError: it has another shape, or lies outside [0, 1].
+        RecipeError: λ has another shape or is outside [0, 1].
     """
     values = np.array(lam, np.float64)
     if values.shape not in ((), (count,)):
         raise RecipeError(f"λ has shape {values.shape}: expected a number or one per pair, ({count},).")
     bad = values[~((values >= 0.0) & (values <= 1.0))]
     if bad.size:
-        raise RecipeError(f"λ must lie within [0, 1], got {float(bad.flat[0])!r}.")
+        raise RecipeError(f"λ must be within [0, 1], got {float(bad.flat[0])!r}.")
     return np.broadcast_to(values, (count,)).copy()
 
 
@@ -146,15 +146,15 @@ def _rate(lam: _Floats, _sizes: tuple[int, ...]) -> _Floats:
     return lam
 
 
-def _whole(lam: _Floats, sizes: tuple[int, ...]) -> _Floats:
-    """⌊λn⌋/n of n components or pixels."""
+def _floor(lam: _Floats, sizes: tuple[int, ...]) -> _Floats:
+    """Return ⌊λn⌋/n for n components or pixels."""
     total = int(np.prod(sizes))
     share: _Floats = np.floor(lam * total) / total
     return share
 
 
 def _patch(lam: _Floats, sizes: tuple[int, ...]) -> _Floats:
-    """The area of a patch with √λ of the image's sides, rounded down."""
+    """Return the relative area of a patch whose sides are √λ of the image's sides, rounded down."""
     height, width = sizes
     share: _Floats = np.floor(height * np.sqrt(lam)) * np.floor(width * np.sqrt(lam)) / (height * width)
     return share
@@ -171,7 +171,7 @@ _METHODS: Final[dict[_Space, dict[str, MixingMethod]]] = {
             function="lsmix.glow.latent_mixing:ls_mix",
             title="LS-Mix",
             citation=_PAPER,
-            share=_whole,
+            share=_floor,
             region=f"{_REGIONS}:second_region",
         ),
         "linear": MixingMethod(
@@ -182,14 +182,14 @@ _METHODS: Final[dict[_Space, dict[str, MixingMethod]]] = {
             function="lsmix.glow.latent_mixing:swap_mix",
             title="Swap-Mix",
             citation=_PAPER,
-            share=_whole,
+            share=_floor,
             region=f"{_REGIONS}:trailing_region",
         ),
         "reverse-mix": MixingMethod(
             function="lsmix.glow.latent_mixing:reverse_mix",
             title="Reverse-Mix",
             citation=_PAPER,
-            share=_whole,
+            share=_floor,
             region=f"{_REGIONS}:second_region",
         ),
     },
@@ -219,45 +219,45 @@ _METHODS: Final[dict[_Space, dict[str, MixingMethod]]] = {
             title="FMix",
             citation="E. Harris, A. Marcu, M. Painter, M. Niranjan, A. Prügel-Bennett and J. Hare, FMix: Enhancing "
             "Mixed Sample Data Augmentation, 2020.",
-            share=_whole,
+            share=_floor,
         ),
     },
 }
 
 
 class MethodRegistry(Registry):
-    """The mixing methods of one space: lsmix's own, and those that other packages name in their entry points.
+    """The mixing methods of one space: the built-in ones and those of other packages.
 
-    An entry point names a ``MixingMethod``, or the function alone, which then has no citation and no share formula.
+    An entry point refers to a ``MixingMethod``, or to a function alone, which then has no citation and no share formula.
     """
 
     def __init__(self, space: _Space) -> None:
-        own = {name: method.function for name, method in _METHODS[space].items()}
-        super().__init__(f"mixing method in {space} space", f"lsmix.{space}_methods", own)
-        self._own = _METHODS[space]
+        functions = {name: method.function for name, method in _METHODS[space].items()}
+        super().__init__(f"mixing method in {space} space", f"lsmix.{space}_methods", functions)
+        self._methods = _METHODS[space]
 
     def entry(self, name: str) -> MixingMethod:
-        """Return what is known of a method; one of another package is imported.
+        """Return the metadata of a method; methods of other packages are imported.
 
         Raises:
-            RecipeError: there is none, or another package's cannot be imported.
+            RecipeError: The name is unknown, or the method cannot be imported.
         """
-        if name in self._own:
-            return self._own[name]
+        if name in self._methods:
+            return self._methods[name]
         found = super().load(name)
-        return found if isinstance(found, MixingMethod) else MixingMethod(function=self._others()[name], title=name)
+        return found if isinstance(found, MixingMethod) else MixingMethod(function=self._external()[name], title=name)
 
     def load(self, name: str) -> Method:
         """Import and return a method's function.
 
         Raises:
-            RecipeError: as ``entry``.
+            RecipeError: As for ``entry``.
         """
         return cast(Method, import_object(self.entry(name).function, f"{self.kind} {name!r}"))
 
-    def _others(self) -> dict[str, str]:
-        taken = {name for methods in _METHODS.values() for name in methods}  # in either space
-        return {name: value for name, value in super()._others().items() if name not in taken}
+    def _external(self) -> dict[str, str]:
+        reserved = {name for methods in _METHODS.values() for name in methods}  # built-in names of both spaces
+        return {name: value for name, value in super()._external().items() if name not in reserved}
 
 
 LATENT_METHODS: Final = MethodRegistry("latent")

@@ -1,7 +1,7 @@
-"""A pool: mixed images with their two labels, the second label's share, and where each image comes from.
+"""Pools: mixed images with their two labels, the share of the second label, and the source images.
 
-``POOL_COLUMNS`` declares every column once. Row ``copy · images_per_copy + i`` is copy ``copy`` of the i-th pair. A pool may
-mix more than two sources, or begin at drawn corners; then it has extra columns, and the others mean the same.
+``POOL_COLUMNS`` declares every column once. Row ``copy · images_per_copy + i`` is copy ``copy`` of the i-th pair. Pools
+that mix more than two sources or use random corners have extra columns; the other columns keep their meaning.
 """
 
 import base64
@@ -49,13 +49,13 @@ __all__ = [
 POOL_NAME: Final = "pool.zarr"
 POOL_FORMAT: Final = 1
 _STATUS_MEANINGS: Final = {
-    "ok": "as first drawn",
+    "ok": "the image is from the first draw",
     "redrawn": "the first draw could not be decoded; partner and λ are from a later draw",
     "replaced": "no draw could be decoded; the image is its first source, and share_b is 0",
 }
 STATUSES: Final = tuple(_STATUS_MEANINGS)
-_ITER_ROWS = 256  # read together by a loop over a pool
-_SHOWN = 12  # images in a notebook
+_ITER_ROWS = 256  # rows read together when iterating over a pool
+_PREVIEW_IMAGES = 12  # in a notebook
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class PoolColumn:
 
     name: str
     dtype: Dtype
-    # What values may be: any, a row of the base set's train split, a class, a number in 0 to 1, or the index of a word.
+    # Allowed values: any, a row of the train split, a class, a number from 0 to 1, or the index of a word.
     kind: Literal["pixel", "source", "label", "share", "word"]
     description: str  # one line
     row: Literal["number", "image", "more"] = "number"  # shape of a row: (), (H, W, C) or (sources − 2,)
-    words: Mapping[str, str] = field(default_factory=dict)  # with the meaning of each
+    words: Mapping[str, str] = field(default_factory=dict)  # word -> meaning
 
     def as_text(self, values: NDArray[Any]) -> list[Any]:
-        """Return values (n,) as text shows them: words, and the shortest decimals that give a float32 back."""
-        shown = np.array(tuple(self.words))[values] if self.words else values
-        return list((shown.astype("U") if shown.dtype.kind == "f" else shown).tolist())
+        """Return values (n,) for text files: words, and floats as the shortest decimals that round-trip to float32."""
+        items = np.array(tuple(self.words))[values] if self.words else values
+        return list((items.astype("U") if items.dtype.kind == "f" else items).tolist())
 
 
 _ROW_AXES = {"number": (), "image": ("height", "width", "channel"), "more": ("source",)}
-_STATUS = "whether the image is as first drawn, from a later draw, or replaced by x₁"
+_STATUS = "whether the image is from the first draw, from a later draw, or replaced by x₁"
 _CORNER_WORDS = {corner: f"x₂ begins at the {corner.replace('-', ' ')}" for corner in CORNERS}
 _COLUMNS = (
     PoolColumn("image", "uint8", "pixel", "the mixed image", "image"),
@@ -85,31 +85,31 @@ _COLUMNS = (
     PoolColumn("source_b", "int64", "source", "row of x₂, the second source, in the train split"),
     PoolColumn("label_a", "int64", "label", "class of x₁"),
     PoolColumn("label_b", "int64", "label", "class of x₂"),
-    PoolColumn("lam", "float32", "share", "λ as drawn, the share of x₂ that was asked for"),
+    PoolColumn("lam", "float32", "share", "sampled λ, i.e. the requested share of x₂"),
     PoolColumn("share_b", "float32", "share", "true share of x₂, the weight of label_b; x₁ has the rest"),
     PoolColumn("status", "uint8", "word", _STATUS, words=_STATUS_MEANINGS),
-    PoolColumn("source_more", "int64", "source", "rows of x₃ and the sources after it in the train split", "more"),
-    PoolColumn("label_more", "int64", "label", "classes of x₃ and the sources after it", "more"),
-    PoolColumn("lam_more", "float32", "share", "λ as drawn of x₃ and the sources after it", "more"),
-    PoolColumn("share_more", "float32", "share", "shares of x₃ and the sources after it, as share_b", "more"),
+    PoolColumn("source_more", "int64", "source", "rows of x₃ and the following sources in the train split", "more"),
+    PoolColumn("label_more", "int64", "label", "classes of x₃ and the following sources", "more"),
+    PoolColumn("lam_more", "float32", "share", "sampled λ of x₃ and the following sources", "more"),
+    PoolColumn("share_more", "float32", "share", "true shares of x₃ and the following sources", "more"),
     PoolColumn("corner", "uint8", "word", "where x₂ begins", words=_CORNER_WORDS),
 )
 POOL_COLUMNS: Final = {column.name: column for column in _COLUMNS}
 
 
 class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pool's group says of the pool, and so which columns it has and what their values may be."""
+    """The attributes of the pool's Zarr group, which define its columns and their allowed values."""
 
     format_version: int  # of the pool, see POOL_FORMAT
     class_names: Annotated[list[str], msgspec.Meta(min_length=1)]  # by label
     images_per_copy: Annotated[int, msgspec.Meta(ge=1)]  # pairs in one copy
-    copies: Annotated[int, msgspec.Meta(ge=1)]  # times that each source image was mixed
+    copies: Annotated[int, msgspec.Meta(ge=1)]  # passes over the source images
     method: str  # "ls-mix", "mixup", ...
     sources: Annotated[int, msgspec.Meta(ge=2, le=64)] = 2  # images in each mix
-    corners: bool = False  # whether each row began at a drawn corner
+    corners: bool = False  # whether x₂ begins at a random corner in each row
 
     def columns(self) -> list[PoolColumn]:
-        """Return the columns that the pool has, ``image`` first."""
+        """Return the columns of the pool, ``image`` first."""
         present = {"number": True, "image": True, "more": self.sources > 2}
         return [column for column in _COLUMNS if present[column.row] and (self.corners or column.name != "corner")]
 
@@ -118,7 +118,7 @@ class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
         return {"number": (), "image": image_shape, "more": (self.sources - 2,)}[column.row]
 
     def largest(self, column: PoolColumn) -> int:
-        """Return the largest value that a column may hold; the smallest is 0."""
+        """Return the largest allowed value of a column; the smallest is 0."""
         return {
             "pixel": 255,
             "source": self.images_per_copy - 1,
@@ -128,7 +128,7 @@ class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
         }[column.kind]
 
     def first_wrong(self, arrays: Mapping[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> str:
-        """Return which value of some ``rows``, by column, is out of its range, and why; "" for none."""
+        """Describe the first value out of range in ``arrays``, the columns of ``rows``; return "" if there is none."""
         for name, values in arrays.items():
             column = POOL_COLUMNS[name]
             if column.kind == "pixel":
@@ -139,41 +139,41 @@ class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
                 place = tuple(wrong[0].tolist())
                 which = f"{name}{list(place[1:])}" if place[1:] else name
                 why = {
-                    "source": f"the training split has rows 0 to {largest}: an image from elsewhere, such as a test image",
-                    "label": f"there are classes 0 to {largest}",
-                    "share": "expected 0 to 1",
-                    "word": f"expected 0 to {largest} ({', '.join(column.words)})",
+                    "source": f"the training split has rows 0 to {largest}; it may be a test image",
+                    "label": f"the classes are 0 to {largest}",
+                    "share": "must be from 0 to 1",
+                    "word": f"must be from 0 to {largest} ({', '.join(column.words)})",
                 }[column.kind]
                 return f"in row {rows[place[0]]} {which} is {values[place]}, but {why}"
         return ""
 
 
 class Source(NamedTuple):
-    """One image more in a mix, behind the first two."""
+    """The third or a following source image of a mix."""
 
     source: int  # its row in the train split
     label: int  # its class
-    share: float  # effective, 0 to 1
-    lam: float  # as drawn, 0 to 1
+    share: float  # true share, 0 to 1
+    lam: float  # sampled λ, 0 to 1
 
 
 class Sample(NamedTuple):
-    """One mixed image and all that is known of it."""
+    """One mixed image with its labels and metadata."""
 
     image: NDArray[np.uint8]  # (H, W, C)
     label_a: int  # class of the first source image
-    label_b: int  # class of the second
-    share_b: float  # the second label's effective share, 0 to 1
-    lam: float  # λ as drawn, 0 to 1
+    label_b: int  # class of the second source image
+    share_b: float  # true share of the second image, 0 to 1
+    lam: float  # sampled λ, 0 to 1
     source_a: int  # row of the first source image in the train split
-    source_b: int  # row of the second
+    source_b: int  # row of the second source image
     status: str  # one of STATUSES
-    more: tuple[Source, ...] = ()  # the third image and those behind it
+    more: tuple[Source, ...] = ()  # the third and following source images
     corner: str = CORNERS[0]  # where x₂ begins
 
 
 class PoolItem(TypedDict):
-    """A row of a ``PoolDataset``; those of pools that mix more than two sources have the last two as well."""
+    """A row of a ``PoolDataset``; the last two keys exist only if the pool mixes more than two sources."""
 
     image: "torch.Tensor"  # uint8 (C, H, W)
     label_a: "torch.Tensor"  # int64 ()
@@ -184,7 +184,7 @@ class PoolItem(TypedDict):
 
 
 class PoolDataset:
-    """A pool as a map-style data set of torch, for its ``DataLoader`` and the trainers that bring their own sampler."""
+    """A pool as a map-style dataset of PyTorch, for its ``DataLoader`` and trainers that have their own sampler."""
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
@@ -196,7 +196,7 @@ class PoolDataset:
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[PoolItem]:
-        """Return the rows of a batch, which torch's ``DataLoader`` asks for at once."""
+        """Return the rows of a batch; ``DataLoader`` calls this method if it exists."""
         import torch
 
         self._pool = pool = self._pool.of_this_process()
@@ -207,19 +207,19 @@ class PoolDataset:
 
 
 class Pool:
-    """A complete pool, opened for reading; use ``open_pool``.
+    """A complete pool, opened for reading with ``open_pool``.
 
-    It is a sequence: ``pool[5]`` is a ``Sample``, ``pool[3:7]`` and ``pool[[1, 5]]`` are lists of them. Its columns read
-    like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C). ``POOL_COLUMNS`` describes each of them.
+    It is a sequence: ``pool[5]`` is a ``Sample``, ``pool[3:7]`` and ``pool[[1, 5]]`` are lists of samples. Columns are
+    indexed like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C). ``POOL_COLUMNS`` describes all columns.
     """
 
     def __init__(
         self, artifact: Artifact, columns: TableReader, attributes: PoolAttributes, reopen: "Callable[[], Pool]"
     ) -> None:
         self.artifact = artifact
-        self.location = artifact.location  # its folder, or its URL
+        self.location = artifact.location  # folder or URL
         self.manifest = artifact.manifest
-        self.reopen = reopen  # opens the same pool once more
+        self.reopen = reopen  # opens the same pool again
         self._process = os.getpid()
         self.columns = columns
         self.image = columns["image"]
@@ -236,21 +236,21 @@ class Pool:
 
     @property
     def path(self) -> Path:
-        """Its folder.
+        """The folder of the pool.
 
         Raises:
-            MissingError: it is stored at a URL.
+            MissingError: The pool is stored at a URL.
         """
         return self.artifact.folder
 
     @property
     def spec(self) -> PoolSpec | None:
-        """What it was made from; None where it comes without plan.json.
+        """The specification from plan.json, or None if the pool has no plan.json.
 
         Raises:
             MissingError: plan.json was removed.
-            FormatError: plan.json is no plan, or of a version that this lsmix does not read.
-            CorruptError: plan.json contradicts itself, or is not the file that the manifest lists.
+            FormatError: plan.json is not a plan, or this version of lsmix does not support its version.
+            CorruptError: plan.json is inconsistent or differs from the file listed in the manifest.
         """
         listed = {file.path: file.sha256 for file in self.manifest.files if file.payload}
         if PLAN_NAME not in listed:
@@ -260,40 +260,40 @@ class Pool:
         )
 
     def of_this_process(self) -> "Pool":
-        """Return the pool, opened once more in a process that was forked since.
+        """Return this pool, or reopen it in a forked process.
 
-        Locks that another thread held while the process was forked would stay shut.
+        Locks that other threads held at the time of the fork would never be released in the child.
         """
         return self if self._process == os.getpid() else self.reopen()
 
     def as_dataset(self) -> PoolDataset:
-        """Return the pool as a map-style data set of torch, with a dictionary of tensors for each row.
+        """Return the pool as a map-style dataset of PyTorch, with a dictionary of tensors for each row.
 
-        Trainers that share out rows themselves, such as Accelerate and Hugging Face's Trainer, need it.
+        Trainers that distribute rows themselves, such as Accelerate and the Trainer of Hugging Face, need it.
         """
         return PoolDataset(self)
 
     def rows(self, start: int, stop: int, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-        """Return rows ``start`` to ``stop`` (exclusive) by column, each value within its range.
+        """Return rows ``start`` to ``stop`` (exclusive) by column, and check that all values are in range.
 
         Args:
             start: the first row.
             stop: the row after the last one.
-            names: which columns; none for all but ``image``.
+            names: the columns; empty for all except ``image``.
 
         Raises:
-            CorruptError: a value is out of its range, or a chunk is damaged.
+            CorruptError: A value is out of range, or a chunk is damaged.
         """
         names = names or [name for name in self.columns if name != "image"]
         return self._checked({name: self.columns[name][start:stop] for name in names}, range(start, stop))
 
     def gather(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return the given rows, in the given order, by column, as ``rows`` does."""
+        """Return the given rows in the given order, by column, with the checks of ``rows``."""
         return self._checked({name: self.columns[name][rows] for name in names}, rows)
 
     def _checked(self, found: dict[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Any]:
         if wrong := self.attributes.first_wrong(found, rows):
-            raise CorruptError(f"pool {self.location!r} is damaged: {wrong}. Do not use it; fetch or make it again.")
+            raise CorruptError(f"pool {self.location!r} is damaged: {wrong}. Download or rebuild it.")
         return found
 
     @property
@@ -304,7 +304,7 @@ class Pool:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Facts about the pool, from its manifest and its metadata; ready for JSON."""
+        """Metadata of the pool and its manifest, as JSON types."""
         return {
             "path": self.location,
             "name": self.manifest.name,
@@ -331,9 +331,9 @@ class Pool:
     def __getitem__(self, index: Any) -> Sample | list[Sample]:
         rows = np.arange(len(self))[index] if isinstance(index, slice) else np.asarray(index)
         if rows.dtype.kind not in "iu" and rows.size:
-            raise TypeError(f"samples are picked by integers, got {rows.dtype}.")
+            raise TypeError(f"samples are indexed by integers, got {rows.dtype}.")
         if wrong := [row for row in rows.ravel().tolist() if not -len(self) <= row < len(self)]:
-            raise IndexError(f"sample {wrong[0]} is outside of pool {self.location!r}, which has {len(self)} images.")
+            raise IndexError(f"sample {wrong[0]} is out of range: pool {self.location!r} has {len(self):,} images.")
         found = self.gather(np.atleast_1d(rows) % len(self), list(self.columns))
         samples = [self._sample({name: values[place] for name, values in found.items()}) for place in range(rows.size)]
         return samples if rows.ndim else samples[0]
@@ -357,20 +357,20 @@ class Pool:
         return f"Pool({self.location!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what it is and, unless that would fetch it from a URL, its first images."""
+        """Show the pool and its first images in a notebook; for a URL no images, which would have to be downloaded."""
         text = f"<code>{html.escape(repr(self))}</code>"
         if not self.artifact.is_local:
             return text
         from PIL import Image
 
-        strip = np.concatenate(list(self.image[:_SHOWN]), axis=1)  # (H, n·W, C)
+        strip = np.concatenate(list(self.image[:_PREVIEW_IMAGES]), axis=1)  # (H, n·W, C)
         png = io.BytesIO()
         Image.fromarray(strip if strip.shape[2] == 3 else strip[..., 0]).save(png, "PNG")
-        shown = base64.b64encode(png.getvalue()).decode()
-        return f'{text}<br><img alt="its first images" style="height: 4rem; image-rendering: pixelated" src="data:image/png;base64,{shown}">'
+        data = base64.b64encode(png.getvalue()).decode()
+        return f'{text}<br><img alt="first images" style="height: 4rem; image-rendering: pixelated" src="data:image/png;base64,{data}">'
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.reopen, ()  # a map of a file belongs to one process; another opens its own
+        return self.reopen, ()  # memory maps cannot be pickled; another process opens its own
 
 
 def create_pool(
@@ -386,12 +386,12 @@ def create_pool(
     Args:
         folder: the artifact; the pool becomes "pool.zarr" in it.
         image_shape: height, width, channels.
-        chunk_rows: images in a chunk; 0 takes ``default_chunk_rows``, about 25 MB.
-        attributes: more facts to keep with the pool, ready for JSON.
-        fields: those of ``PoolAttributes``, without the version.
+        chunk_rows: images per chunk; 0 for ``default_chunk_rows``, about 25 MB.
+        attributes: additional metadata to store with the pool, as JSON types.
+        fields: the fields of ``PoolAttributes`` except the version.
 
     Raises:
-        ValueError: the pool would have no images or no classes.
+        ValueError: The pool would have no images or no classes.
     """
     known = PoolAttributes(format_version=POOL_FORMAT, **fields)
     if known.images_per_copy < 1 or known.copies < 1 or not known.class_names:
@@ -416,7 +416,7 @@ def create_pool(
 
 
 def pool_store(folder: Path) -> Table:
-    """Return the layout of the pool in an artifact's folder, finished or not."""
+    """Return the layout of the pool in an artifact's folder, complete or unfinished."""
     return table_in(folder / POOL_NAME)[0]
 
 
@@ -425,17 +425,17 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
 
     Args:
         folder: the artifact.
-        shard: which one; its rows are ``pool_store(folder).shard_range(shard)``.
-        arrays: by column, in the column's dtype: ``image`` (n, H, W, C), the others (n,).
+        shard: number of the shard; its rows are ``pool_store(folder).shard_range(shard)``.
+        arrays: values by column, in the column's dtype: ``image`` (n, H, W, C), other columns (n,).
 
     Returns:
-        The SHA-256 of each file written, by its path relative to ``folder``.
+        The SHA-256 of each written file, by path relative to ``folder``.
 
     Raises:
-        ValueError: a column is left out, or its values are of another shape, dtype or range.
+        ValueError: A column is missing, or its values have the wrong shape, dtype or range.
     """
     table, attributes = table_in(folder / POOL_NAME)
-    known = {name: values for name, values in arrays.items() if name in POOL_COLUMNS}  # the table refuses others
+    known = {name: values for name, values in arrays.items() if name in POOL_COLUMNS}  # write_shard rejects others
     if wrong := _read_attributes(str(folder), attributes).first_wrong(known, table.shard_range(shard)):
         raise ValueError(f"shard {shard} of pool {str(folder)!r}: {wrong}.")
     return {f"{POOL_NAME}/{path}": digest for path, digest in table.write_shard(shard, arrays).items()}
@@ -450,24 +450,24 @@ def open_pool(
 ) -> Pool:
     """Open the pool in an artifact's folder, or at a URL.
 
-    From a URL, such as "s3://bucket/pool" or "https://host/pool", only the metadata is fetched at once. Each shard comes
-    when it is first touched, is checked against its SHA-256, and stays in a cache on the disk that all processes share.
+    From a URL, such as "s3://bucket/pool" or "https://host/pool", only the metadata is downloaded immediately. Each shard
+    is downloaded on first use, verified against its SHA-256, and kept in a cache on disk that all processes share.
 
-    Sizes of all files are checked at once, each chunk's CRC32C when it is first touched; ``lsmix verify`` checks
+    The sizes of all files are checked immediately, and the CRC32C of each chunk on first use; ``lsmix verify`` checks
     every byte against the manifest.
 
     Args:
         path: the artifact, its folder or URL, or "pool.zarr" in it.
-        check_crc: False skips the checksums of chunks.
-        cache: folder that shards from a URL are kept in; None for LSMIX_CACHE, else "~/.cache/lsmix".
-        cache_bytes: how much may be kept there, of all pools together; what was used longest ago goes first. A shuffled
-            epoch needs room for all images that it goes over, or it fetches shards again and again.
+        check_crc: False skips the CRC32C checks.
+        cache: folder of the cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
+        cache_bytes: limit of the cache for the files of all pools; the least recently used files are evicted first. It
+            must be large enough for all images of a shuffled epoch, otherwise shards are downloaded repeatedly.
 
     Raises:
-        MissingError: there is no pool, or it is not finished.
-        FormatError: it is of a format that this version does not read.
-        CorruptError: a file is missing, altered in size, or damaged.
-        DownloadError: the URL cannot be reached.
+        MissingError: There is no pool, or it is unfinished.
+        FormatError: This version of lsmix does not support the pool's format.
+        CorruptError: A file is missing, has another size, or is damaged.
+        DownloadError: The URL cannot be reached.
     """
     artifact = open_artifact(path, cache=cache, cache_bytes=cache_bytes)
     where = artifact.location
@@ -477,11 +477,11 @@ def open_pool(
     expected = {item.name: (item.dtype, attributes.row_shape(item, image_shape)) for item in attributes.columns()}
     found = {name: (column.dtype.name, column.shape[1:]) for name, column in columns.items()}
     if found != expected or len(image_shape) != 3:
-        raise FormatError(f"{where!r} is no pool: expected the columns {expected}, got {found}.")
+        raise FormatError(f"{where!r} is not a pool: expected the columns {expected}, got {found}.")
     if attributes.images_per_copy * attributes.copies != columns.table.rows:
         raise CorruptError(
             f"pool {where!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
-            f"do not make {columns.table.rows} rows. Fetch or make it again."
+            f"do not add up to {columns.table.rows} rows. Download or rebuild it."
         )
     reopen = functools.partial(open_pool, where, check_crc=check_crc, cache=cache, cache_bytes=cache_bytes)
     return Pool(artifact, columns, attributes, reopen)
@@ -492,9 +492,9 @@ def _read_attributes(where: str, attributes: dict[str, Any]) -> PoolAttributes:
     if version != POOL_FORMAT:
         raise FormatError(
             f"pool {where!r} has format {version!r}; this version of lsmix reads format {POOL_FORMAT}. "
-            "Use a newer lsmix, or make the pool again."
+            "Use a newer lsmix, or rebuild the pool."
         )
     try:
         return msgspec.convert(attributes, PoolAttributes)
     except msgspec.ValidationError as error:
-        raise CorruptError(f"pool {where!r} is damaged: its attributes are wrong: {error}.") from error
+        raise CorruptError(f"pool {where!r} has invalid attributes: {error}. Download or rebuild it.") from error

@@ -1,4 +1,4 @@
-"""Progress reports, and stopping: long work calls ``stop_point`` where its state is whole."""
+"""Progress reports and interruption. Long-running code calls ``stop_point`` wherever its state is consistent."""
 
 import signal
 import threading
@@ -22,46 +22,46 @@ __all__ = [
     "stopping",
 ]
 
-ROUND_SECONDS: Final = 0.1  # the longest that a stop waits for
-asked: Final = threading.Event()
-_Answer = TypeVar("_Answer")
+ROUND_SECONDS: Final = 0.1  # longest delay until an interrupt takes effect
+asked: Final = threading.Event()  # set by the first SIGINT or SIGTERM
+_Result = TypeVar("_Result")
 
 
-class Stopped(Exception):  # noqa: N818  # no error: the caller that asked for it knows why
-    """The work of this thread was asked to stop."""
+class Stopped(Exception):  # noqa: N818  # not an error: the caller requested it
+    """The work of this thread was stopped by request."""
 
 
 class NoAnswerError(TimeoutError):
-    """A call did not end in the time that it was given."""
+    """A call did not finish within its time limit."""
 
 
-class _Own(threading.local):
+class _ThreadState(threading.local):
     stop: Callable[[], bool] | None = None
 
 
-_own = _Own()
+_thread = _ThreadState()
 
 
 def stop_point() -> None:
-    """Raise KeyboardInterrupt if a signal asked the process to stop, Stopped if this thread was asked to."""
+    """Raise KeyboardInterrupt if a signal requested the process to stop, or Stopped if this thread must stop."""
     if asked.is_set():
         raise KeyboardInterrupt
-    if _own.stop and _own.stop():
+    if _thread.stop and _thread.stop():
         raise Stopped
 
 
 @contextmanager
 def stopping(stop: Callable[[], bool]) -> Iterator[None]:
-    """Let every ``stop_point`` of this thread ask ``stop``, too."""
-    before, _own.stop = _own.stop, stop
+    """Within the context, make every ``stop_point`` of this thread raise Stopped if ``stop()`` is true."""
+    before, _thread.stop = _thread.stop, stop
     try:
         yield
     finally:
-        _own.stop = before
+        _thread.stop = before
 
 
 def pause(seconds: float) -> None:
-    """Sleep; a stop ends it at once."""
+    """Sleep; an interrupt takes effect within ``ROUND_SECONDS``."""
     end = time.monotonic() + seconds
     stop_point()
     while (left := end - time.monotonic()) > 0:
@@ -69,25 +69,25 @@ def pause(seconds: float) -> None:
         stop_point()
 
 
-def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
-    """Return what ``action`` returns within so many seconds.
+def bounded(action: Callable[[], _Result], seconds: float) -> _Result:
+    """Run ``action`` with a time limit in seconds, and return its result.
 
-    It runs in a thread of its own, which is left alone after a stop or when the time is over: a call into a library that
-    waits for a server cannot be ended otherwise.
+    The action runs in a separate thread, which is abandoned after an interrupt or a timeout: there is no other way to end
+    a library call that waits for a server.
 
     Raises:
-        NoAnswerError: it did not end in time.
+        NoAnswerError: The action did not finish in time.
     """
-    from concurrent.futures import Future  # which readers of local files need not load
+    from concurrent.futures import Future  # here because readers of local files do not need it
 
-    answer: Future[_Answer] = Future()
+    result: Future[_Result] = Future()
     ended = threading.Event()
 
     def work() -> None:
         try:
-            answer.set_result(action())
-        except BaseException as error:  # noqa: BLE001  # raised again below
-            answer.set_exception(error)
+            result.set_result(action())
+        except BaseException as error:  # noqa: BLE001  # raised again by result() below
+            result.set_exception(error)
         ended.set()
 
     end = time.monotonic() + seconds
@@ -96,40 +96,40 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
         stop_point()
         if time.monotonic() >= end and not ended.is_set():
             raise NoAnswerError("timed out")
-    return answer.result()
+    return result.result()
 
 
 class Progress(Protocol):
-    """What a run reports while it works; calls come from one thread."""
+    """Receives the messages and progress of a run; all calls come from one thread."""
 
     def info(self, message: str) -> None:
-        """Tell one line, such as that a stage is up to date."""
+        """Report a message, such as that a stage is up to date."""
 
     def debug(self, message: str) -> None:
-        """Tell one line that only the curious want, such as what an artifact is made from."""
+        """Report a detail, such as the inputs of an artifact."""
 
     def warning(self, message: str) -> None:
-        """Tell that something deserves a look, though the work goes on correctly."""
+        """Report something that the user should check, although the results are correct."""
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count ``total`` units of work, of which ``done`` were done before."""
+        """Start a count of ``total`` units of work, ``done`` of which are already complete."""
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Count finished units; ``note`` is a short figure to show beside them."""
+        """Add completed units; ``note`` is a short figure to show next to the count."""
 
     def finish(self) -> None:
-        """End the count that was begun last."""
+        """End the current count."""
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Note what logs and trackers want, as facts that are ready for JSON.
+        """Record an event for logs and trackers, with values of JSON types.
 
-        Each kind has a ``label``: ``step`` of a flow's training and ``epoch`` of a classifier's with their measures,
-        ``shard`` and ``artifact`` when one is done.
+        Every event has a ``label``. The kinds are ``step`` (training of a flow) and ``epoch`` (training of a classifier)
+        with their metrics, and ``shard`` and ``artifact`` when one is complete.
         """
 
 
 class NullProgress:
-    """Reports nothing."""
+    """A ``Progress`` that discards everything."""
 
     def _ignore(self, *_: Any, **__: Any) -> None: ...
 
@@ -138,16 +138,16 @@ class NullProgress:
 
 @contextmanager
 def graceful_signals(on_request: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request that ``stop_point`` honours, the second into KeyboardInterrupt.
+    """Let the first SIGINT or SIGTERM take effect at the next ``stop_point``; the second raises KeyboardInterrupt.
 
-    ``on_request`` is called at once when a request comes, to say so.
+    ``on_request`` is called immediately at the first signal, to inform the user.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        with suppress(RuntimeError):  # of Python's streams, where the signal came in the middle of a write
+        with suppress(RuntimeError):  # raised by Python's streams if the signal interrupted a write
             on_request()
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers

@@ -1,7 +1,7 @@
-"""Places that artifacts are sent to and fetched from: a folder, a web server, the Hub, or an object store that fsspec knows.
+"""Remotes for push and pull: a folder, a web server, the Hugging Face Hub, or an object store supported by fsspec.
 
-Callers check all bytes that they read from a place. Web servers are read with the standard library and folders as files, so
-that fsspec is imported for other URLs only.
+Callers verify all bytes that they read from a remote. Web servers and folders are read with the standard library; fsspec
+is imported for other URLs only.
 """
 
 import functools
@@ -24,80 +24,79 @@ from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_
 
 __all__ = ["PAUSES_SECONDS", "FsspecFS", "LocalFile", "RemoteFS", "open_remote", "retried", "wait_to_retry"]
 
-_RANGE_BYTES = 8 << 20  # asked for at once of an object store
+_RANGE_BYTES = 8 << 20  # of each request to an object store
 _BLOCK_BYTES = 1 << 18
-_PATIENCE_SECONDS = 120.0  # that an object store may take for an answer, and for each byte a share of a second on top
+_PATIENCE_SECONDS = 120.0  # timeout of a request to an object store, plus the time for its bytes at the lowest rate
 _HUB_PATIENCE_SECONDS = 900.0
 _LEAST_BYTES_PER_SECOND = 4096
-_MOST_LISTING_BYTES = 4 << 20  # some ten thousand names
-_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # what to install for a URL of this kind
-# So that the first message comes soon and from here: s3fs and what it calls would try again for long, and say nothing.
+_MOST_LISTING_BYTES = 4 << 20  # about 10,000 names
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> extra of lsmix to install
+# lsmix retries and reports failures itself; s3fs and botocore would retry silently for a long time.
 _S3_ATTEMPTS: Mapping[str, Any] = {"connect_timeout": 3, "retries": {"max_attempts": 0}}
 _LOG = logging.getLogger("lsmix")
 
 
 class LocalFile(NamedTuple):
-    """A file to be sent."""
+    """A local file to upload."""
 
     path: Path
     sha256: str
 
 
 class RemoteFS(ABC):
-    """A place for the files of an artifact; this base can neither write nor list. Paths are relative, with forward slashes.
+    """Base class of remotes, which store the files of an artifact; it is read-only and cannot list files.
 
-    Safe to share among threads. Every method may raise DownloadError: the place refuses, or cannot be reached after some
-    attempts. ``stream`` raises ``TransientError`` at the first failure that may pass, since its caller knows what came.
+    Paths are relative, with forward slashes. A remote is safe to share among threads. Every method may raise DownloadError
+    if the remote refuses a request or cannot be reached after several attempts. Only ``stream`` does not retry: it raises
+    ``TransientError`` at the first temporary failure, because its caller can resume after the bytes that it received.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def where(self, path: str) -> str:
-        """Return how to call a file in messages; "" is the place itself, for a URL that names one file."""
+        """Return the URL of a file, for messages; path "" is for a URL that names a single file."""
         return f"{self.url}/{path}" if path else self.url
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Return a file's size in bytes; None if it is not there."""
+        """Return the size of a file in bytes, or None if it does not exist."""
 
     @abstractmethod
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        """Yield what a file of ``size`` bytes holds from byte ``start`` on, in blocks of at most some MB.
+        """Yield a file of ``size`` bytes from byte ``start`` on, in blocks of at most a few MB.
 
         Raises:
-            CorruptError: it is missing, or of another size.
+            CorruptError: The file is missing or has another size.
         """
 
     @abstractmethod
     def first(self, path: str, count: int) -> bytes | None:
-        """Return at most the first ``count`` bytes of a file; None if it is not there."""
+        """Return the first ``count`` bytes of a file, or fewer if it is shorter; None if it does not exist."""
 
     def read(self, path: str, most_bytes: int) -> bytes:
-        """Return a small file whole.
+        """Return the content of a small file.
 
         Raises:
-            MissingError: it is not there.
-            CorruptError: it is larger than ``most_bytes``.
+            MissingError: The file does not exist.
+            CorruptError: The file is larger than ``most_bytes``.
         """
         content = self.first(path, most_bytes + 1)
         if content is None:
-            raise MissingError(f"{self.where(path)!r} is not there.")
+            raise MissingError(f"{self.where(path)!r} does not exist.")
         if len(content) > most_bytes:
-            raise CorruptError(
-                f"{self.where(path)!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
-            )
+            raise CorruptError(f"{self.where(path)!r} has more than {most_bytes:,} bytes, the limit of lsmix for it.")
         return content
 
-    files_at_once = 1  # that one ``update`` should send; if more, updates follow one another
-    advice = "Try again later."  # on a place that cannot be reached
+    files_at_once = 1  # files to send with one ``update``; if it is more than one, updates must not run in parallel
+    advice = "Try again later."  # ends the message about a remote that cannot be reached
 
     def missing(self, files: Mapping[str, LocalFile]) -> set[str]:
-        """Return the paths where no file with the size and the checksum of the local one is stored."""
+        """Return the paths at which the remote has no file with the size and checksum of the local one."""
         return {path for path, file in files.items() if not self._has(path, file)}
 
     def update(self, files: Mapping[str, LocalFile], remove: Iterable[str] = ()) -> None:
-        """Put copies of local files there in this order, in place of older ones, and then remove others."""
+        """Upload local files in this order, replacing existing ones, then remove the files in ``remove``."""
         for path, file in files.items():
             self.write(path, file.path)
         for path in remove:
@@ -113,47 +112,47 @@ class RemoteFS(ABC):
         return digest.hexdigest() == file.sha256
 
     def write(self, path: str, source: Path) -> None:
-        """Put a copy of a local file there, in place of what may be there already."""
-        raise self._refusal()
+        """Upload a local file, replacing an existing one."""
+        raise self._read_only()
 
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there, and the folder in this place that it leaves empty."""
-        raise self._refusal()
+        """Remove a file if it exists, and its folder on this remote if it is empty then."""
+        raise self._read_only()
 
     def entries(self, folder: str) -> dict[str, bool]:
-        """Return the names of what is directly in a folder, and whether each is a folder itself; none if it is not there."""
-        raise self._refusal()
+        """Return the names directly in a folder, and whether each is a folder; empty if the folder does not exist."""
+        raise self._read_only()
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
-        raise self._refusal()
+        """Return the size in bytes of every file below a folder, by relative path; empty if it does not exist."""
+        raise self._read_only()
 
-    def _refusal(self) -> RecipeError:
+    def _read_only(self) -> RecipeError:
         return RecipeError(
-            f"{self.url!r} is a web server: it can be pulled from, but neither pushed to nor listed. Push to its folder."
+            f"{self.url!r} is a web server: lsmix can pull from it, but neither push nor list. Push to the served folder."
         )
 
     def check_end(self, path: str, got: int | None, size: int) -> None:
-        """Raise CorruptError unless a file has ``size`` bytes."""
+        """Raise CorruptError unless ``got``, the size of a file, is ``size``; None is for a missing file."""
         if got is None:
-            raise CorruptError(f"{self.where(path)!r} is missing; expected a file of {size} bytes. Check the URL.")
+            raise CorruptError(f"{self.where(path)!r} is missing; expected a file of {size:,} bytes. Check the URL.")
         if got != size:
-            raise CorruptError(f"{self.where(path)!r} is not the listed file: expected {size} bytes, got {got}.")
+            raise CorruptError(f"{self.where(path)!r} is not the listed file: expected {size:,} bytes, got {got:,}.")
 
 
 def open_remote(url: Path | str) -> RemoteFS:
-    """Return the place that a URL or a path names; nothing is read or written yet.
+    """Return the remote at a URL or path; nothing is read or written yet.
 
     Raises:
-        RecipeError: ``checked_url`` refuses the URL.
-        LsmixError: the package that reads them is not installed.
+        RecipeError: The URL is not supported or not valid, see ``checked_url``.
+        LsmixError: The package that reads URLs of this kind is not installed.
     """
     if isinstance(url, Path) or "://" not in url:
         return _Folder(Path(url))
     if (folder := file_path(url)) is not None:
         return _Folder(folder)
     text = checked_url(url)
-    if not text.endswith("://"):  # the root of a file system stays what it is
+    if not text.endswith("://"):  # keep the root of a file system
         text = text.rstrip("/")
     if is_web(text):
         return _Web(text)
@@ -161,35 +160,35 @@ def open_remote(url: Path | str) -> RemoteFS:
 
 
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt
-_Asked = ParamSpec("_Asked")
-_Answer = TypeVar("_Answer")
+_Params = ParamSpec("_Params")
+_Result = TypeVar("_Result")
 
 
-def retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Concatenate[Any, _Asked], _Answer]:
-    """Let a method of a place try again after each ``TransientError``, and raise DownloadError after the last."""
+def retried(method: Callable[Concatenate[Any, _Params], _Result]) -> Callable[Concatenate[Any, _Params], _Result]:
+    """Retry a method of a remote after each ``TransientError``; raise DownloadError after the last attempt."""
 
     @functools.wraps(method)
-    def call(place: Any, /, *args: _Asked.args, **options: _Asked.kwargs) -> _Answer:
+    def call(remote: Any, /, *args: _Params.args, **options: _Params.kwargs) -> _Result:
         for seconds in (*PAUSES_SECONDS, None):
             try:
-                return method(place, *args, **options)
+                return method(remote, *args, **options)
             except TransientError as reason:
                 if seconds is None:
-                    raise DownloadError(f"{place.url!r} cannot be reached: {reason}. {place.advice}") from reason
-                wait_to_retry(place.url, reason, seconds)
+                    raise DownloadError(f"{remote.url!r} cannot be reached: {reason}. {remote.advice}") from reason
+                wait_to_retry(remote.url, reason, seconds)
         raise AssertionError  # unreachable: the last pause is None
 
     return call
 
 
 def wait_to_retry(where: str, reason: object, seconds: float) -> None:
-    """Log why an attempt failed, and pause before the next one."""
+    """Log why an attempt failed, and wait before the next one."""
     _LOG.warning("%r cannot be reached: %s. Trying again in %g s", where, reason, seconds)
     pause(seconds)
 
 
 class _Folder(RemoteFS):
-    """A folder on this machine, such as one on a USB stick or a mounted share."""
+    """A local folder, such as one on a USB stick or a mounted share."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -216,17 +215,17 @@ class _Folder(RemoteFS):
     def write(self, path: str, source: Path) -> None:
         self._refuse_links(path)
         with (
-            atomic_path(self._folder / path) as beside,
-            beside.open("wb") as file,
+            atomic_path(self._folder / path) as part,
+            part.open("wb") as file,
             source.open("rb") as origin,
         ):
-            lock_open_file(file, beside)
+            lock_open_file(file, part)
             self._remove_stale_parts(self._folder / path)
             shutil.copyfileobj(origin, file, _BLOCK_BYTES)
 
     @staticmethod
     def _remove_stale_parts(path: Path) -> None:
-        """Remove what killed writers of a file left beside it: no process holds a lock on that."""
+        """Remove the temporary files of killed writers of a file, on which no process holds a lock."""
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             with suppress(BlockingIOError, FileNotFoundError), part.open("rb") as file:
                 lock_open_file(file, part)
@@ -237,18 +236,18 @@ class _Folder(RemoteFS):
         return not (self._folder / path).is_symlink() and super()._has(path, file)
 
     def _refuse_links(self, path: str) -> None:
-        """Raise RecipeError if a folder in the path is a link, by which a file would be written elsewhere."""
+        """Raise RecipeError if a folder in the path is a link, which would lead writes out of the remote."""
         for parent in Path(path).parents:
             if (self._folder / parent).is_symlink() and parent != Path():
                 raise RecipeError(
-                    f"{str(self._folder / parent)!r} is a link, and lsmix writes to no folder through one. Remove it, or "
-                    "choose another folder."
+                    f"{str(self._folder / parent)!r} is a link, and lsmix does not write through links to folders. "
+                    "Remove it, or choose another folder."
                 )
 
     def entries(self, folder: str) -> dict[str, bool]:
         home = self._folder / folder
         if home.exists() and not home.is_dir():
-            raise RecipeError(f"{str(home)!r} is no folder. Choose another.")
+            raise RecipeError(f"{str(home)!r} is not a folder. Choose another path.")
         return {path.name: path.is_dir() for path in home.iterdir()} if home.is_dir() else {}
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -260,12 +259,12 @@ class _Folder(RemoteFS):
         self._refuse_links(path)
         (self._folder / path).unlink(missing_ok=True)
         if "/" in path:
-            with suppress(OSError):  # it holds something else
+            with suppress(OSError):  # it is not empty
                 (self._folder / path).parent.rmdir()
 
 
 class _Web(RemoteFS):
-    """A folder on a web server. Ranges are asked for, but a server that knows none is read from the beginning."""
+    """A folder on a web server. Files are resumed with range requests if the server supports them."""
 
     def _file(self, path: str) -> str:
         if not path:
@@ -275,39 +274,39 @@ class _Web(RemoteFS):
 
     @retried
     def size(self, path: str) -> int | None:
-        with open_web(self._file(path)) as answer:
-            return None if answer is None else answer.length
+        with open_web(self._file(path)) as response:
+            return None if response is None else response.length
 
     @retried
     def first(self, path: str, count: int) -> bytes | None:
-        with open_web(self._file(path)) as answer:
-            if answer is None:
+        with open_web(self._file(path)) as response:
+            if response is None:
                 return None
-            content = b"".join(_blocks(answer, count))
-            if answer.length and len(content) < count:  # what was announced and did not come
-                raise TransientError(f"the connection ended {answer.length} bytes early")
+            content = b"".join(_blocks(response, count))
+            if response.length and len(content) < count:  # bytes that were announced but not received
+                raise TransientError(f"the connection ended {response.length:,} bytes early")
             return content
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        with open_web(self._file(path), start) as answer:
-            if answer is None:  # it is not there, or has no such byte
+        with open_web(self._file(path), start) as response:
+            if response is None:  # the file does not exist or has no byte ``start``
                 self.check_end(path, self.size(path), size)
-                raise TransientError("the server says that there is nothing from this byte on")
-            partial = answer.status == http.client.PARTIAL_CONTENT
-            if partial and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise DownloadError(f"{self._file(path)!r} answers with another part than the one asked for.")
+                raise TransientError(f"the server has no bytes from {start:,} on")
+            partial = response.status == http.client.PARTIAL_CONTENT
+            if partial and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                raise DownloadError(f"{self._file(path)!r}: the server sent another range than the requested one.")
             first = start if partial else 0
-            if answer.length is not None:
-                self.check_end(path, first + answer.length, size)
-            for block in _blocks(answer, size - first):
+            if response.length is not None:
+                self.check_end(path, first + response.length, size)
+            for block in _blocks(response, size - first):
                 yield block[max(start - first, 0) :]
                 first += len(block)
 
 
-def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes]:
+def _blocks(response: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes]:
     while most_bytes > 0:
         try:
-            block = answer.read1(min(_BLOCK_BYTES, most_bytes))
+            block = response.read1(min(_BLOCK_BYTES, most_bytes))
         except (OSError, http.client.HTTPException) as error:
             raise TransientError(str(error) or type(error).__name__) from error
         if not block:
@@ -317,9 +316,9 @@ def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes
 
 
 class FsspecFS(RemoteFS):
-    """A folder on what fsspec has a file system for: s3, gs, az, hf and memory.
+    """A folder on a file system of fsspec: s3, gs, az, hf or memory.
 
-    Addresses and credentials come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
+    Endpoints and credentials come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -327,7 +326,7 @@ class FsspecFS(RemoteFS):
         import fsspec
 
         kind = url.partition("://")[0]
-        # The library of the Hub waits by itself for a rate limit to pass.
+        # huggingface_hub itself waits until a rate limit has passed.
         self._patience_seconds = _HUB_PATIENCE_SECONDS if kind == "hf" else _PATIENCE_SECONDS
         self._is_s3, options = kind in ("s3", "s3a"), {}
         if self._is_s3:
@@ -338,71 +337,71 @@ class FsspecFS(RemoteFS):
             self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             extra = _EXTRAS.get(kind)
-            advice = f"pip install 'lsmix[{extra}]'" if extra else f"what it asks for: {error}"
-            raise LsmixError(f"{url!r} needs a package that is not installed. Install it: {advice}") from error
+            advice = f"Run: pip install 'lsmix[{extra}]'" if extra else f"{error}"
+            raise LsmixError(f"{url!r} needs a package that is not installed. {advice}") from error
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"{url!r} is no place that can be read: {error}.") from error
+            raise RecipeError(f"{url!r} is not a location that lsmix can open: {error}.") from error
         if self._is_s3:
             self._fs.retries = 1
 
     def _file(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}" if self._root else path
 
-    def _facts(self, path: str) -> dict[str, Any] | None:
+    def _info(self, path: str) -> dict[str, Any] | None:
         try:
-            self._fs.invalidate_cache()  # what another process sent meanwhile must be seen
-            found: dict[str, Any] = self._asked(path, lambda: self._fs.info(self._file(path)))
+            self._fs.invalidate_cache()  # to see files that other processes have uploaded
+            found: dict[str, Any] = self._call(path, lambda: self._fs.info(self._file(path)))
         except MissingError:
             return None
         return found if found.get("type") == "file" else None
 
     @retried
     def size(self, path: str) -> int | None:
-        """Return a file's size in bytes; None if it is not there."""
-        facts = self._facts(path)
-        return None if facts is None else int(facts["size"])
+        """Return the size of a file in bytes, or None if it does not exist."""
+        info = self._info(path)
+        return None if info is None else int(info["size"])
 
     @retried
     def first(self, path: str, count: int) -> bytes | None:
-        """Return at most the first ``count`` bytes of a file; None if it is not there."""
+        """Return the first ``count`` bytes of a file, or fewer if it is shorter; None if it does not exist."""
         self._fs.invalidate_cache()
         with suppress(MissingError):
             return self._block(path, 0, count)
         return None
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        """Yield what a file of ``size`` bytes holds from byte ``start`` on."""
+        """Yield a file of ``size`` bytes from byte ``start`` on."""
         while start < size:
             stop = min(start + _RANGE_BYTES, size)
             try:
                 block = self._block(path, start, stop)
-            except (MissingError, TransientError):  # a range beyond the end of a file is an error of any kind
+            except (MissingError, TransientError):  # file systems raise different errors for a range beyond the end
                 self.check_end(path, self.size(path), size)
                 raise
             if len(block) != stop - start:
                 self.check_end(path, self.size(path), size)
-                raise TransientError(f"{len(block)} bytes came where {stop - start} were asked for")
+                raise TransientError(f"expected {stop - start:,} bytes, got {len(block):,}")
             start = stop
             yield block
 
     @retried
     def write(self, path: str, source: Path) -> None:
-        """Put a copy of a local file there."""
-        self._asked(path, lambda: self._fs.put_file(str(source), self._file(path)), source.stat().st_size)
+        """Upload a local file, replacing an existing one."""
+        self._call(path, lambda: self._fs.put_file(str(source), self._file(path)), source.stat().st_size)
 
     def _block(self, path: str, start: int, stop: int) -> bytes:
-        block: bytes = self._asked(
+        block: bytes = self._call(
             path, lambda: self._fs.cat_file(self._file(path), start=start, end=stop), stop - start
         )
         return block
 
     @retried
     def _has(self, path: str, file: LocalFile) -> bool:
-        facts = self._facts(path)
-        if facts is None or int(facts["size"]) != file.path.stat().st_size:
+        info = self._info(path)
+        if info is None or int(info["size"]) != file.path.stat().st_size:
             return False
-        # Of an object that was put in one piece, S3 says the MD5; then it need not be read again.
-        if tag := str(facts.get("ETag", "")).strip('"'):
+        # For objects uploaded in one piece the ETag of S3 is their MD5, which saves reading them back.
+        if tag := str(info.get("ETag", "")).strip('"'):
             with file.path.open("rb") as stream:
                 if hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == tag:
                     return True
@@ -410,11 +409,11 @@ class FsspecFS(RemoteFS):
 
     @retried
     def entries(self, folder: str) -> dict[str, bool]:
-        """Return the names of what is directly in a folder, and whether each is a folder."""
+        """Return the names directly in a folder, and whether each is a folder."""
         home = self._file(folder).strip("/")
         found = {
-            name.strip("/"): facts.get("type") == "directory"
-            for name, facts in self._listing(folder, deep=False).items()
+            name.strip("/"): info.get("type") == "directory"
+            for name, info in self._listing(folder, recursive=False).items()
         }
         return {name.rpartition("/")[2]: is_folder for name, is_folder in found.items() if name != home}
 
@@ -422,20 +421,20 @@ class FsspecFS(RemoteFS):
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes of all files below a folder."""
         home = self._file(folder).strip("/")
-        found = self._listing(folder, deep=True)
+        found = self._listing(folder, recursive=True)
         return {
-            name.strip("/").removeprefix(home).lstrip("/"): int(facts["size"])
-            for name, facts in found.items()
-            if facts.get("type") == "file" and not name.endswith("/")
+            name.strip("/").removeprefix(home).lstrip("/"): int(info["size"])
+            for name, info in found.items()
+            if info.get("type") == "file" and not name.endswith("/")
         }
 
-    def _listing(self, folder: str, *, deep: bool) -> dict[str, dict[str, Any]]:
-        home, depth = self._file(folder), None if deep else 1
+    def _listing(self, folder: str, *, recursive: bool) -> dict[str, dict[str, Any]]:
+        home, depth = self._file(folder), None if recursive else 1
         self._fs.invalidate_cache()
         try:
-            found: dict[str, dict[str, Any]] = self._asked(
+            found: dict[str, dict[str, Any]] = self._call(
                 folder,
-                lambda: self._fs.find(home, maxdepth=depth, withdirs=not deep, detail=True),
+                lambda: self._fs.find(home, maxdepth=depth, withdirs=not recursive, detail=True),
                 _MOST_LISTING_BYTES,
             )
         except MissingError:
@@ -446,33 +445,33 @@ class FsspecFS(RemoteFS):
 
     @retried
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with suppress(MissingError):
-            self._asked(path, lambda: self._fs.rm_file(self._file(path)))
+            self._call(path, lambda: self._fs.rm_file(self._file(path)))
 
-    def _asked(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
-        """Return what a call of the file system returns, in the time that ``size`` bytes may take; raise what a place may raise."""
+    def _call(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
+        """Call the file system with a timeout for ``size`` bytes, and translate its exceptions into those of lsmix."""
         where, seconds = self.where(path), self._patience_seconds + size / _LEAST_BYTES_PER_SECOND
         try:
             return bounded(action, seconds)
         except Stopped:
             raise
-        except NoAnswerError as error:  # our own limit; the file system has tried again meanwhile
+        except NoAnswerError as error:  # no retry, because the file system has retried within this timeout
             raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
         except (FileNotFoundError, IsADirectoryError) as error:
             self._check_bucket()
-            raise MissingError(f"{where!r} is not there: {error}.") from error
+            raise MissingError(f"{where!r} does not exist: {error}.") from error
         except ImportError as error:
             raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
-        except Exception as error:  # every file system has errors of its own, most of which pass
+        except Exception as error:  # every file system has its own exceptions, and most of them are temporary
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:
                 reason = str(error).rstrip(".") or reason
-                raise DownloadError(f"{where!r} is refused: {reason}. Check the URL and your credentials.") from error
+                raise DownloadError(f"no access to {where!r}: {reason}. Check the URL and your credentials.") from error
             raise TransientError(reason) from error
 
     def _check_bucket(self) -> None:
-        """Raise DownloadError if S3 has no such bucket: of that it says no more than of a missing file."""
+        """Raise DownloadError if the S3 bucket does not exist, which S3 reports in the same way as a missing file."""
         if not self._is_s3:
             return
         bucket = self._root.partition("/")[0]
@@ -480,10 +479,10 @@ class FsspecFS(RemoteFS):
             bounded(lambda: self._fs.call_s3("head_bucket", Bucket=bucket), self._patience_seconds)
         except FileNotFoundError as error:
             raise DownloadError(
-                f"{self.url!r} is not there: {self._fs.s3.meta.endpoint_url} has no bucket {bucket!r}. Check its name and "
+                f"{self.url!r} does not exist: {self._fs.s3.meta.endpoint_url} has no bucket {bucket!r}. Check its name and "
                 "the endpoint, or create it."
             ) from error
         except (Stopped, KeyboardInterrupt):
             raise
-        except Exception as error:  # noqa: BLE001  # some may read a bucket's files and not ask for itself
-            _LOG.debug("%r: its bucket cannot be looked at: %s", self.url, error)
+        except Exception as error:  # noqa: BLE001  # users may have access to the files of a bucket only
+            _LOG.debug("%r: cannot check whether the bucket exists: %s", self.url, error)

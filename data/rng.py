@@ -1,4 +1,4 @@
-"""Named random streams and stratified samples: every draw follows from a seed and a purpose."""
+"""Random generators derived from a seed and words, and stratified sampling."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ __all__ = ["Seed", "class_quotas", "generator", "stratified_sample", "torch_seed
 def class_quotas(
     class_counts: npt.NDArray[np.int64], count: int, ranks: npt.NDArray[np.int64] | None = None
 ) -> npt.NDArray[np.int64]:
-    """Return how many of ``count`` rows each class gives: its share, rounded down or up, ``count`` in total.
+    """Return the number of rows to choose from each class: its share of ``count``, rounded down or up.
 
-    Shares that were rounded down the most are rounded up first; ``ranks`` (one a class) settles ties, lowest first.
+    The shares with the largest remainders are rounded up; ``ranks``, one per class, breaks ties, lowest first.
 
     Example:
         >>> import numpy as np
@@ -38,24 +38,23 @@ def class_quotas(
 def stratified_sample(
     labels: npt.NDArray[np.int64], count: int, *, seed: int, words: tuple[str | int, ...]
 ) -> npt.NDArray[np.int64]:
-    """Return ``count`` rows, ascending, int64 (count,), with every class at its share of ``labels`` to within one.
+    """Choose ``count`` rows, int64 (count,), ascending, that keep every class's share of ``labels`` to within one row.
 
-    ``words`` name the choice, as in ``seeds.generator``.
+    ``words`` select the random stream, as for ``generator``.
     """
     classes, members = np.unique(labels, return_inverse=True)
     ranks = generator(seed, *words, "ranks").permutation(len(classes))
     quotas = class_quotas(np.bincount(members, minlength=len(classes)), count, ranks)
     chosen = [
-        # Keyed by the class, so that a class's order does not change with the size of the others.
+        # One generator per class, so that the order within a class does not depend on the sizes of other classes.
         generator(seed, *words, "class", int(label)).permutation(np.flatnonzero(members == k))[: quotas[k]]
         for k, label in enumerate(classes)
     ]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
-Seed = Annotated[
-    int, msgspec.Meta(ge=0, le=2**53 - 1)
-]  # as a recipe says it; larger ones lose digits in many JSON readers
+# A seed in a recipe. Many JSON readers lose digits of larger numbers.
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 def _digest(seed: int, words: tuple[str | int, ...]) -> bytes:
@@ -63,7 +62,7 @@ def _digest(seed: int, words: tuple[str | int, ...]) -> bytes:
 
 
 def generator(seed: int, *words: str | int) -> np.random.Generator:
-    """Return the counter-based (Philox) generator named by a seed and words.
+    """Return the counter-based (Philox) generator derived from a seed and words.
 
     Example:
         >>> from lsmix.data.rng import generator
@@ -74,5 +73,5 @@ def generator(seed: int, *words: str | int) -> np.random.Generator:
 
 
 def torch_seed(seed: int, *words: str | int) -> int:
-    """Return the 63-bit seed for a ``torch.Generator`` named by a seed and words."""
+    """Return the 63-bit seed of a ``torch.Generator``, derived from a seed and words."""
     return int.from_bytes(_digest(seed, words)[16:24], "little") >> 1

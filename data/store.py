@@ -1,4 +1,4 @@
-"""Opening an artifact by its path or its URL; the rest of lsmix asks the artifact for the files that it lists."""
+"""Functions that open artifacts by path or URL. Everything else in lsmix reads files through the opened artifact."""
 
 import contextlib
 from pathlib import Path
@@ -30,13 +30,13 @@ __all__ = [
     "trim_location",
 ]
 
-CACHE_BYTES: Final = 10 << 30  # of downloaded files, of all artifacts together
+CACHE_BYTES: Final = 10 << 30  # default limit of the cache, for the files of all artifacts
 NATURAL_32: Final = "natural-32"  # the flow that comes with lsmix
-_FLOWS = Path(__file__).parent / "flows"  # a folder for each such flow
-_PARTS = ("pool.zarr", "latents.zarr", "dataset.h5")  # of an artifact, by which users name it too
+_FLOWS = Path(__file__).parent / "flows"  # one folder per flow that comes with lsmix
+_PARTS = ("pool.zarr", "latents.zarr", "dataset.h5")  # users may also name an artifact by one of these parts
 _FLOW_FILES = ("glow.json", "glow.safetensors")
 _MOST_JSON_BYTES = 1 << 20
-_STAGES = {"flow": ("train-glow", "flow"), "dataset": ("ingest", "data set")}  # by role, and its name
+_STAGES = {"flow": ("train-glow", "flow"), "dataset": ("ingest", "data set")}  # role -> stage, name in messages
 
 
 class _FlowFile(msgspec.Struct):
@@ -48,20 +48,20 @@ def open_artifact(
 ) -> Artifact:
     """Open the artifact in a folder or at a URL.
 
-    Of a URL only the manifest is downloaded at once. Other files follow when they are first asked for, are checked against
-    their SHA-256, and stay in a cache that all processes share.
+    From a URL only the manifest is downloaded immediately. Other files are downloaded on first use, verified against their
+    SHA-256, and kept in a cache that all processes share.
 
     Args:
         place: path or URL of the artifact, or of its "pool.zarr", "latents.zarr" or "dataset.h5".
-        cache: the folder of that cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
-        cache_bytes: how much the cache may hold, of all artifacts together; what was used longest ago goes first.
+        cache: folder of the cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
+        cache_bytes: limit of the cache for the files of all artifacts; the least recently used files are evicted first.
 
     Raises:
-        MissingError: there is no artifact, or it is unfinished.
-        FormatError: it is of a version that this lsmix does not read.
-        CorruptError: its manifest is damaged, or a file in its folder is missing or of another size.
-        RecipeError: lsmix reads no URLs of this kind.
-        DownloadError: the URL cannot be reached.
+        MissingError: There is no artifact, or it is unfinished.
+        FormatError: This version of lsmix does not support the artifact's version.
+        CorruptError: The manifest is damaged, or a file in the folder is missing or has another size.
+        RecipeError: lsmix does not support URLs of this kind.
+        DownloadError: The URL cannot be reached.
     """
     if isinstance(place, Artifact):
         return place
@@ -80,11 +80,11 @@ def open_artifact(
 
 
 def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
-    """Open the artifact of a flow, a folder in which ``save_flow`` wrote one without a manifest, or NATURAL_32.
+    """Open the artifact of a flow, a folder that ``save_flow`` wrote without a manifest, or NATURAL_32.
 
     Raises:
-        MissingError: it is neither.
-        LsmixError: as ``open_artifact``.
+        MissingError: There is no flow.
+        LsmixError: As for ``open_artifact``.
     """
     if place == NATURAL_32:
         place = _FLOWS / NATURAL_32
@@ -94,22 +94,22 @@ def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
     config, weights = _FLOW_FILES
     if not (folder / config).is_file():
         raise MissingError(
-            f"no flow at {str(folder)!r}: expected {config} in it. Name the folder that 'lsmix train-glow' made."
+            f"no flow at {str(folder)!r}: {config} is missing. Name a folder written by 'lsmix train-glow'."
         )
     if not (folder / weights).is_file():
-        raise MissingError(f"{str(folder / weights)!r} is missing beside {config}. Fetch both.")
+        raise MissingError(f"{str(folder / weights)!r} is missing; a flow needs it and {config}. Download both.")
     files = [record_file(folder, name, payload=True) for name in _FLOW_FILES]
-    described = _FlowFile()
-    with contextlib.suppress(*DECODE_ERRORS):  # loading the flow raises them
+    flow = _FlowFile()
+    with contextlib.suppress(*DECODE_ERRORS):  # raised later, when the flow is loaded
         if files[0].bytes <= _MOST_JSON_BYTES:
-            described = msgspec.json.decode((folder / config).read_bytes(), type=_FlowFile)
+            flow = msgspec.json.decode((folder / config).read_bytes(), type=_FlowFile)
     manifest = Manifest(
         stage="train-glow",
         stage_version=0,  # unknown
         name=folder.name,
         cache_key="",
         content_digest=content_digest(files),
-        config=described.config,
+        config=flow.config,
         inputs=[],
         files=files,
     )
@@ -117,7 +117,7 @@ def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
 
 
 def shipped_flow(digest: str | None) -> Artifact | None:
-    """Return the flow that comes with lsmix if it has this content digest, else None."""
+    """Return the flow that comes with lsmix if ``digest`` is its content digest, else None."""
     artifact = open_flow_artifact(NATURAL_32) if digest else None
     return artifact if artifact and artifact.manifest.content_digest == digest else None
 
@@ -126,14 +126,14 @@ def open_input(place: Path | str | Artifact, role: str) -> Artifact:
     """Open the artifact that a user named for a role, "flow" or "dataset".
 
     Raises:
-        MissingError: there is none, or another stage made it.
-        LsmixError: as ``open_artifact``.
+        MissingError: There is no artifact, or it belongs to another stage.
+        LsmixError: As for ``open_artifact``.
     """
     artifact = open_flow_artifact(place) if role == "flow" else open_artifact(place)
     (stage, what), found = _STAGES[role], artifact.manifest.stage
     if found != stage:
         raise MissingError(
-            f"{artifact.location!r} is no {what} but the result of stage {found!r}. Name the one of {stage!r}."
+            f"{artifact.location!r} is not a {what}: it is an artifact of the stage {found!r}. Name one of {stage!r}."
         )
     return artifact
 
@@ -142,7 +142,7 @@ def local_folder(place: Path | str) -> Path | None:
     """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
 
     Raises:
-        RecipeError: it is a URL that ``checked_url`` refuses.
+        RecipeError: The URL is not supported or not valid, see ``checked_url``.
 
     Example:
         >>> from lsmix.data.store import local_folder
@@ -151,28 +151,28 @@ def local_folder(place: Path | str) -> Path | None:
     """
     if isinstance(place, Path) or "://" not in place:
         return Path(place)
-    from lsmix.data.web import file_path  # which loads urllib
+    from lsmix.data.web import file_path  # here because it loads urllib
 
     return file_path(place)
 
 
 def local_target(place: Path | str, what: str) -> Path:
-    """Return the local path that a result is to be written to.
+    """Return the local path to which a result will be written.
 
     Raises:
-        RecipeError: it is a URL; ``what`` begins the message, such as "an export".
+        RecipeError: It is a URL; ``what`` begins the message, such as "an export".
     """
     folder = local_folder(place)
     if folder is None:
         raise RecipeError(
-            f"{what} is written to this machine, not to the URL {place!r}. Name a path here; "
-            "'lsmix push' sends artifacts on, and the place's own tools other files."
+            f"{what} cannot be written to the URL {place!r}. Name a local path. Upload artifacts with 'lsmix push', and "
+            "other files with the tools of the service."
         )
     return folder
 
 
 def trim_location(url: str) -> str:
-    """Return a URL without the part of an artifact that it may end in, such as "pool.zarr"."""
+    """Return the URL of an artifact, given its URL or the URL of one of its parts, such as "pool.zarr"."""
     url = url if url.endswith("://") else url.rstrip("/")
     home, _, name = url.rpartition("/")
     return home if name in _PARTS else url

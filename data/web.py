@@ -1,4 +1,4 @@
-"""URLs that are accepted, and HTTP requests with limits of time and size."""
+"""Validation of URLs, and HTTP requests with limits on time and size."""
 
 import http.client
 import io
@@ -34,21 +34,21 @@ _MOST_SHOWN: Final = 200
 
 
 def is_web(url: str) -> bool:
-    """Tell whether a checked URL names a web server."""
+    """Return whether a checked URL begins with http:// or https://."""
     return url.partition("://")[0] in _WEB
 
 
 def file_path(url: str) -> Path | None:
-    """Return the path that a ``file://`` URL names; None for other URLs. Refuses what ``checked_url`` refuses."""
+    """Return the path of a ``file://`` URL, or None for other URLs. Raises RecipeError like ``checked_url``."""
     checked = checked_url(url)
     return Path(unquote(urlsplit(checked).path)) if checked.startswith("file://") else None
 
 
 def checked_url(url: str) -> str:
-    """Return a URL that lsmix may use, with its scheme in lower case.
+    """Validate a URL and return it with its scheme in lower case.
 
     Raises:
-        RecipeError: its scheme is not supported, it chains file systems with "::", or it is not well formed.
+        RecipeError: The scheme is not supported, the URL chains file systems with "::", or it is not well formed.
 
     Example:
         >>> from lsmix.data.web import checked_url
@@ -58,67 +58,67 @@ def checked_url(url: str) -> str:
     shown = repr(url[:_MOST_SHOWN])
     scheme, _, rest = url.partition("://")
     if not url.isprintable() or url != url.strip():
-        raise RecipeError(f"{shown} holds control characters, or spaces at its ends. Write the URL without them.")
+        raise RecipeError(f"{shown} contains control characters, or spaces at its ends. Remove them from the URL.")
     if scheme.lower() not in _SCHEMES:
         kind = "chained file systems ('::')" if "::" in scheme else f"the scheme {scheme[:_MOST_SHOWN]!r}"
-        raise RecipeError(f"{shown} uses {kind}, which lsmix does not read. Supported schemes: {', '.join(_SCHEMES)}.")
+        raise RecipeError(f"{shown} uses {kind}, which lsmix does not support. Use one of {', '.join(_SCHEMES)}.")
     normal = f"{scheme.lower()}://{rest}"
     try:
         parts = urlsplit(normal)
         if parts.scheme in _WEB:
-            _ = parts.port, (parts.hostname or "").encode("idna")  # which raise what a request would
+            _ = parts.port, (parts.hostname or "").encode("idna")  # raise here rather than in the request
     except ValueError as error:
         raise RecipeError(f"{shown} is not a valid URL: {error}. Check its host and port.") from error
     user, _, host = parts.netloc.rpartition("@")
     if user and (":" in user or parts.scheme in _WEB):
         raise RecipeError(
-            f"a URL to {host!r} holds a user name or password, which would show in messages and logs. Leave it out; "
-            "credentials belong into the provider's own settings."
+            f"a URL of {host!r} contains a user name or password, which would appear in messages and logs. Remove it, and "
+            "put credentials into the provider's own settings."
         )
     if "::" in (rest[len(parts.netloc) :] if parts.scheme in _WEB else rest):  # "[::1]" is a host
-        raise RecipeError(f"{shown} holds '::', which chains file systems. lsmix reads plain URLs only.")
+        raise RecipeError(f"{shown} contains '::', which chains file systems. Use a plain URL.")
     if parts.scheme == "file":
         _check_file(parts, shown)
     elif not (parts.hostname if parts.scheme in _WEB else parts.netloc) and parts.scheme != "memory":
         what = "host" if parts.scheme in _WEB else "bucket"
-        raise RecipeError(f"{shown} names no {what}. Write it as {parts.scheme}://{what.upper()}/PATH.")
+        raise RecipeError(f"{shown} has no {what}. Write it as {parts.scheme}://{what.upper()}/PATH.")
     elif parts.scheme in _WEB and not re.fullmatch(r"[!-~]+", normal):
         raise RecipeError(
-            f"{shown} holds spaces or characters beyond ASCII. Write them percent-encoded, such as %20, and the host as 'xn--…'."
+            f"{shown} contains spaces or non-ASCII characters. Percent-encode them, such as %20, and write the host as 'xn--…'."
         )
     return normal
 
 
 def _check_file(parts: SplitResult, shown: str) -> None:
     if parts.netloc not in ("", "localhost"):
-        raise RecipeError(f"{shown} names a file on another host. Write file:///path for a folder of this one.")
+        raise RecipeError(f"{shown} names a file on another host. Write file:///path for a local folder.")
     if not parts.path.startswith("/") or parts.query or parts.fragment or "\0" in unquote(parts.path):
         raise RecipeError(f"{shown} is not a valid file URL. Write file:///path, with '%23' for '#' and '%3F' for '?'.")
 
 
-_TIMEOUT_SECONDS = 30.0  # without a byte
-_PATIENCE_SECONDS = 60.0  # spent waiting, with less than so many bytes of the file a second
+_TIMEOUT_SECONDS = 30.0  # without receiving a byte
+_PATIENCE_SECONDS = 60.0  # of waiting while the file arrives more slowly than the lowest rate
 _LEAST_BYTES_PER_SECOND = 4096
-_MOST_OTHER_BYTES = 1 << 20  # headers, trailers
+_MOST_OTHER_BYTES = 1 << 20  # headers and trailers
 _MOST_REDIRECTS = 5
-_TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
-_ABSENT = frozenset([404, 410, 416])  # there is no such file, or no such byte
+_TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # temporary errors
+_ABSENT = frozenset([404, 410, 416])  # the file or the requested byte does not exist
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 
 
-class TransientError(Exception):  # no error yet: another attempt may get the rest
-    """The connection failed in a way that may pass."""
+class TransientError(Exception):  # not an LsmixError: callers catch it and retry
+    """The connection failed in a way that may be temporary."""
 
 
 class _Stream(io.RawIOBase):
-    """What a socket receives; a stop counts at once.
+    """The raw stream of a socket. An interrupt takes effect immediately.
 
-    The server has some seconds and some bytes until it must have sent more of the file; both fill up again as the file comes.
-    So a server that sends too slowly, or other things than the file, is given up.
+    Waiting uses up a budget of seconds, and received bytes a budget of bytes; both are refilled as the file arrives. This
+    ends connections to servers that send too slowly, or endless headers or trailers.
     """
 
-    def __init__(self, held: io.RawIOBase, sock: socket.socket) -> None:
-        self._held = held  # keeps the socket open
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw  # keeps the socket open
         self._sock = sock
         self.seconds = _PATIENCE_SECONDS
         self.bytes = _MOST_OTHER_BYTES
@@ -127,25 +127,25 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: "Buffer") -> int:
-        begun = time.monotonic()
-        end = begun + min(_TIMEOUT_SECONDS, self.seconds)
+        start = time.monotonic()
+        end = start + min(_TIMEOUT_SECONDS, self.seconds)
         while (left := end - time.monotonic()) > 0:
             stop_point()
             self._sock.settimeout(min(left, ROUND_SECONDS))
             with suppress(TimeoutError):
                 count = self._sock.recv_into(buffer)
-                self.seconds -= time.monotonic() - begun
+                self.seconds -= time.monotonic() - start
                 self.bytes -= count
                 if self.bytes < 0:
-                    raise ConnectionError("the server sends headers or trailers without end")
+                    raise ConnectionError("the server sends endless headers or trailers")
                 return count
         raise TimeoutError(
-            f"timed out: the server sends nothing, or less than {_LEAST_BYTES_PER_SECOND} bytes a second"
+            f"timed out: the server sends nothing, or fewer than {_LEAST_BYTES_PER_SECOND:,} bytes per second"
         )
 
     def close(self) -> None:
         super().close()
-        self._held.close()
+        self._raw.close()
 
 
 class _Response(http.client.HTTPResponse):
@@ -155,7 +155,7 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._raw)
 
     def read1(self, n: int = -1) -> bytes:
-        """Return some bytes of the body."""
+        """Return up to ``n`` bytes of the body."""
         self._raw.bytes = max(n, 0) + _MOST_OTHER_BYTES
         block = super().read1(n)
         self._raw.seconds = min(_PATIENCE_SECONDS, self._raw.seconds + len(block) / _LEAST_BYTES_PER_SECOND)
@@ -188,69 +188,69 @@ class _Web(urllib.request.AbstractHTTPHandler):
 
 @contextmanager
 def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | None]:
-    """Ask for a file from byte ``have`` on; yield None where the server says that there is no such file or byte.
+    """Request a file from byte ``have`` on, and yield the response, or None if the file or byte does not exist.
 
-    Redirects are followed, but to the web only. A server that knows nothing of ranges answers with status 200 and the whole file.
+    Only redirects to http and https are followed. Servers without range support send the entire file with status 200.
 
     Raises:
-        TransientError: it failed in a way that may pass.
-        DownloadError: it cannot be fetched.
+        TransientError: The request failed in a way that may be temporary.
+        DownloadError: The file cannot be downloaded.
     """
-    asked = url
+    requested = url
     for _ in range(_MOST_REDIRECTS + 1):
-        with _asked(url, have) as answer:
-            if answer.status not in _REDIRECTS:
-                yield answer if _is_there(answer, url) else None
+        with _request(url, have) as response:
+            if response.status not in _REDIRECTS:
+                yield response if _has_body(response, url) else None
                 return
-            url = _target(url, answer.headers.get("Location", ""))
+            url = _redirect_target(url, response.headers.get("Location", ""))
     raise DownloadError(
-        f"{asked!r} cannot be fetched: it leads on and on, last to {url[:_MOST_SHOWN]!r}. Check the URL."
+        f"{requested!r} cannot be downloaded: too many redirects, the last to {url[:_MOST_SHOWN]!r}. Check the URL."
     )
 
 
-def _asked(url: str, have: int) -> http.client.HTTPResponse:
-    opener = urllib.request.OpenerDirector()  # the usual one would also open local files and ftp
+def _request(url: str, have: int) -> http.client.HTTPResponse:
+    opener = urllib.request.OpenerDirector()  # the default opener would also open local files and ftp
     opener.add_handler(urllib.request.ProxyHandler())
     opener.add_handler(_Web())
-    # Without "identity" a server may compress on the way, and then its byte counts are others.
+    # Without "identity" a server may compress the file, and its byte counts would not match.
     headers = {"User-Agent": "lsmix", "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     request = urllib.request.Request(url, headers=headers)  # noqa: S310  # only http and https get here
     try:
-        answer: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_SECONDS)
+        response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-            raise DownloadError(f"{url!r} cannot be trusted: {_reason_of(error)}. Fetch the file by hand.") from error
+            raise DownloadError(f"{url!r} is not trusted: {_reason_of(error)}. Download the file manually.") from error
         raise TransientError(_reason_of(error)) from error
-    return answer
+    return response
 
 
-def _is_there(answer: http.client.HTTPResponse, url: str) -> bool:
-    """Tell whether an answer brings bytes of the file, or says that there are none."""
-    if answer.status in (http.client.OK, http.client.PARTIAL_CONTENT):
+def _has_body(response: http.client.HTTPResponse, url: str) -> bool:
+    """Return whether a response contains bytes of the file; False means that the file or byte does not exist."""
+    if response.status in (http.client.OK, http.client.PARTIAL_CONTENT):
         return True
-    if answer.status in _ABSENT:
+    if response.status in _ABSENT:
         return False
-    said = f"the server answers {answer.status} {answer.reason}"
-    if answer.status in _TRANSIENT:
-        raise TransientError(said)
-    raise DownloadError(f"{url!r} cannot be fetched: {said}. Check the URL, or fetch the file by hand.")
+    reason = f"the server answers {response.status} {response.reason}"
+    if response.status in _TRANSIENT:
+        raise TransientError(reason)
+    raise DownloadError(f"{url!r} cannot be downloaded: {reason}. Check the URL, or download the file manually.")
 
 
-def _target(url: str, location: str) -> str:
+def _redirect_target(url: str, location: str) -> str:
     """Return the URL that a redirect leads to."""
     try:
         target = checked_url(quote(urljoin(url, location), safe=string.punctuation))
         if is_web(target):
             return target
-        reason = "it is not on the web."
-    except ValueError as error:  # a RecipeError, or what urljoin raises
+        reason = "it is not an http or https URL."
+    except ValueError as error:  # from checked_url or urljoin
         reason = str(error)
     raise DownloadError(
-        f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which was not followed: {reason} Fetch the file by hand."
+        f"{url!r} redirects to {location[:_MOST_SHOWN]!r}, which was not followed: {reason} Download the file manually."
     )
 
 
 def _reason_of(error: Exception) -> str:
-    """Return why a request failed, as text."""
+    """Return the reason of a failed request as text."""
     reason = getattr(error, "reason", None) or error
     return str(reason) or type(reason).__name__

@@ -1,1 +1,1 @@
-"""Moving artifacts: push, pull, and local copies of what is stored at a URL."""
+"""Sharing of artifacts: push, pull, and local copies of remote artifacts."""

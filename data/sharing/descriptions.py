@@ -1,4 +1,4 @@
-"""Files beside an artifact's data: descriptions such as README.md, which owners may edit, and what file managers add."""
+"""Descriptions such as README.md, which owners of an artifact may edit, and stray files of file managers."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -20,13 +20,13 @@ __all__ = ["description_records", "edited_descriptions", "stray_files"]
 def description_records(
     folder: Path, stage: str, payload: Container[str] = (), listed: Container[tuple[str, str]] = ()
 ) -> list[FileRecord]:
-    """List the descriptions in the folder of an artifact as they are now.
+    """Return records of the current descriptions in the folder of an artifact.
 
     Args:
-        folder: of the artifact.
-        stage: of the artifact.
-        payload: paths that are no descriptions.
-        listed: paths and checksums for which links are followed; another link may lead to a file that is not to be shared.
+        folder: folder of the artifact.
+        stage: stage of the artifact.
+        payload: paths that are payload and therefore not descriptions.
+        listed: (path, checksum) of files to which links are followed; other links may lead to files not to be shared.
     """
     records = []
     for name in DESCRIPTION_FILES:
@@ -39,7 +39,7 @@ def description_records(
 
 
 def edited_descriptions(folder: Path, manifest: Manifest) -> list[str]:
-    """Return the paths of descriptions that were changed, removed or added since the manifest was written."""
+    """Return the paths of the descriptions that were changed, removed or added after the manifest was written."""
     listed = {(file.path, file.sha256) for file in manifest.files if is_description(file)}
     payload = {file.path for file in manifest.files if file.payload}
     found = {(file.path, file.sha256) for file in description_records(folder, manifest.stage, payload, listed)}
@@ -47,6 +47,6 @@ def edited_descriptions(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def stray_files(folder: Path) -> list[str]:
-    """Return the paths of what file managers and hubs put into the folder of an artifact."""
+    """Return the paths of files that file managers and hubs have added to the folder of an artifact."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.name in STRAY_NAMES)
     return sorted(path.as_posix() for path in found if STRAY_NAMES.isdisjoint(path.parent.parts))

@@ -1,4 +1,4 @@
-"""Pushing to the Hugging Face Hub: a hundred files a commit, compared by the checksums that it tells."""
+"""Push to the Hugging Face Hub: up to 100 files per commit, compared by the checksums that the Hub reports."""
 
 import hashlib
 import http.client
@@ -23,15 +23,15 @@ _TRANSIENT_REFUSALS = (408, 409, 412)  # 412: another commit came first
 
 
 def open_target(url: str) -> RemoteFS:
-    """Return the place that a URL or a path names, to push to it."""
-    place = open_remote(url)
-    return _Hub(place.url) if place.url.startswith("hf://") and not place.url.startswith("hf://buckets/") else place
+    """Return the remote at a URL or path, as the target of a push."""
+    remote = open_remote(url)
+    return _Hub(remote.url) if remote.url.startswith("hf://") and not remote.url.startswith("hf://buckets/") else remote
 
 
 class _Hub(FsspecFS):
-    """A folder in a repository of the Hugging Face Hub, which the first push creates; each update is one commit.
+    """A folder in a repository of the Hugging Face Hub; the first push creates the repository. Each update is one commit.
 
-    The Hub tells the SHA-256 of large files and the git checksum of others, so nothing is read back to compare it.
+    The Hub reports the SHA-256 of large files and the git checksum of others, so files are compared without downloads.
     """
 
     files_at_once = 100
@@ -42,7 +42,7 @@ class _Hub(FsspecFS):
 
         found = _HUB_PATH.fullmatch(self._root)
         if not found:
-            raise RecipeError(f"{url!r} names no repository. Write it as hf://datasets/OWNER/NAME.")
+            raise RecipeError(f"{url!r} does not name a repository. Write it as hf://datasets/OWNER/NAME.")
         kind, name, revision, self._home = found.groups("")
         self._api: Any = HfApi(endpoint=self._fs.endpoint, token=self._fs.token)
         self._repository = {"repo_id": name, "repo_type": kind.removesuffix("s") or "model"}
@@ -58,14 +58,14 @@ class _Hub(FsspecFS):
 
     @retried
     def _stored(self, paths: list[str]) -> list[Any]:
-        """Return what the Hub knows of those of the paths that it has."""
-        if not paths:  # which the Hub refuses
+        """Return the Hub's metadata of the paths that exist."""
+        if not paths:  # the Hub rejects an empty request
             return []
         try:
-            found: list[Any] = self._asked(
+            found: list[Any] = self._call(
                 "", lambda: self._api.get_paths_info(paths=paths, revision=self._revision, **self._repository)
             )
-        except MissingError:  # the repository
+        except MissingError:  # the repository does not exist yet
             return []
         return found
 
@@ -91,9 +91,9 @@ class _Hub(FsspecFS):
             )
 
         had_bars = not are_progress_bars_disabled()
-        disable_progress_bars()  # beside our own
+        disable_progress_bars()  # lsmix shows its own
         try:
-            self._asked("", commit, sum(file.path.stat().st_size for file in files.values()))
+            self._call("", commit, sum(file.path.stat().st_size for file in files.values()))
         finally:
             if had_bars:
                 enable_progress_bars()
@@ -104,55 +104,56 @@ class _Hub(FsspecFS):
     def remove(self, path: str) -> None:
         self.update({}, [path])
 
-    def _asked(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
+    def _call(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
         waited = 0
         while True:
             try:
-                return super()._asked(path, action, size)
+                return super()._call(path, action, size)
             except TransientError as failure:
-                answer = _answer_of(failure)
-                status = getattr(answer, "status_code", 500)
+                response = _response_of(failure)
+                status = getattr(response, "status_code", 500)
                 if status == http.client.NOT_FOUND:
-                    raise MissingError(f"{f'{self.url}/{path}'!r} is not there: {failure}.") from failure
+                    raise MissingError(f"{f'{self.url}/{path}'!r} does not exist: {failure}.") from failure
                 if status == http.client.TOO_MANY_REQUESTS:
-                    seconds = _seconds_to_wait(getattr(answer, "headers", {}))
+                    seconds = _seconds_to_wait(getattr(response, "headers", {}))
                     waited += seconds
                     if waited > _MOST_WAIT_SECONDS:
                         raise DownloadError(
-                            f"{self.url!r} is refused: the Hub takes no more requests for {seconds} s. "
-                            "What was sent is kept; run again later to go on."
+                            f"{self.url!r}: the Hub accepts no requests for the next {seconds} s (rate limit). "
+                            "Run again later to resume."
                         ) from failure
-                    _LOG.warning("the Hub takes no more requests for %d s (rate limit). Waiting", seconds)
+                    _LOG.warning("the Hub accepts no requests for the next %d s (rate limit). Waiting", seconds)
                     pause(seconds)
                 elif status < http.client.INTERNAL_SERVER_ERROR and status not in _TRANSIENT_REFUSALS:
                     raise DownloadError(
-                        f"{self.url!r} is refused: {str(failure).splitlines()[0]}. Check the URL, and log in with 'hf auth login' or HF_TOKEN."
+                        f"{self.url!r}: the Hub refused the request: {str(failure).splitlines()[0]}. "
+                        "Check the URL, and log in with 'hf auth login' or HF_TOKEN."
                     ) from failure
                 else:
                     raise
 
 
-def _answer_of(error: BaseException | None) -> Any:
-    """Return the HTTP response that an error, or one that caused it, is about; None if there is none."""
+def _response_of(error: BaseException | None) -> Any:
+    """Return the HTTP response of an error or of one of its causes, or None."""
     while error is not None and getattr(error, "response", None) is None:
         error = error.__cause__
     return getattr(error, "response", None)
 
 
 def _is_same(stored: Any, file: LocalFile) -> bool:
-    """Tell whether what the Hub knows of a file fits the local one."""
-    if getattr(stored, "size", None) != file.path.stat().st_size:  # a folder has none
+    """Return whether the Hub's metadata of a file matches the local file."""
+    if getattr(stored, "size", None) != file.path.stat().st_size:  # folders have no size
         return False
     if stored.lfs:
         return bool(stored.lfs.sha256 == file.sha256)
-    content = file.path.read_bytes()  # of a few MB at most
+    content = file.path.read_bytes()  # a few MB at most
     return bool(
         stored.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     )
 
 
 def _seconds_to_wait(headers: Mapping[str, str]) -> int:
-    """Return how long a server wants to be left alone; a minute if it does not say."""
+    """Return the waiting time that a rate limit asks for, or 60 s if it is not given."""
     limit = re.search(r"\bt=(\d{1,9})", headers.get("ratelimit", ""))
     text = headers.get("retry-after", "")
     return int(text) if text.isdecimal() else int(limit[1]) if limit else 60

@@ -1,7 +1,7 @@
-"""Sending an artifact to a place and fetching it from there; only what is missing, several files at a time.
+"""Push and pull: transfer the missing files of an artifact to or from a remote, several in parallel.
 
-The manifest goes last in both directions, so that what is half sent or half fetched is never taken for an
-artifact; and a fetched folder gets its name only when every byte in it is the listed one.
+The manifest is transferred last in both directions, so a partial transfer is never mistaken for an artifact. A pulled
+folder gets its final name only after every byte has been verified.
 """
 
 import contextlib
@@ -57,47 +57,47 @@ __all__ = [
     "temporary_copy",
 ]
 
-_JOBS = 4  # files on their way at a time
-_MOST_BATCH_BYTES = 1 << 30  # of files that are sent together
-_MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
-_COPIES = "copies"  # in the cache: temporary copies
-_BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
+_JOBS = 4  # parallel transfers
+_MOST_BATCH_BYTES = 1 << 30  # size of files that are sent together
+_MOST_ADDED_BYTES = 1 << 20  # by which an edited description may grow
+_COPIES = "copies"  # folder of temporary copies in the cache
+_CLAIM = f"{WORK_FOLDER}/push.json"  # identifies the artifact at the remote until its manifest is there
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a push or a pull did."""
+    """Result of a push or a pull."""
 
-    url: str  # the place at the other end
-    folder: str  # the artifact here
-    stage: str  # what made the artifact
+    url: str  # URL of the remote artifact
+    folder: str  # local folder, or URL of the source of a push
+    stage: str  # stage of the artifact
     name: str
     cache_key: str
-    content_digest: str  # digest of its payload
-    files: int  # in the artifact, the manifest not counted
-    bytes: int  # size of these
-    moved_files: int  # how many of them had to be sent or fetched
-    moved_bytes: int  # what was sent or fetched
+    content_digest: str  # digest of the payload
+    files: int  # number of files in the artifact, without the manifest
+    bytes: int  # their total size
+    moved_files: int  # number of files transferred
+    moved_bytes: int  # bytes transferred
 
 
 def push_artifact(
     artifact: Artifact | Path, url: str, progress: Progress, *, owned: bool = False, card: Path | None = None
 ) -> Transfer:
-    """Send an artifact to ``url``; complete, correct files are not sent again.
+    """Push an artifact to ``url``. Files that the remote already has are not sent again.
 
-    Descriptions are sent as they are now, and the manifest that is sent lists them so; those at ``url`` are replaced.
+    Descriptions are sent in their current state and replace those at ``url``; the pushed manifest lists this state.
 
     Args:
         artifact: the artifact or its folder.
-        url: an empty folder, one that is not there yet, or one to which the same artifact was sent, perhaps in part.
-        progress: counts bytes.
-        owned: whether the folder at ``url`` is this artifact's own in a workspace, so that it may hold shards already.
-        card: folder with the descriptions to send in place of the artifact's.
+        url: a folder that is empty, does not exist, or contains the same artifact or a partial push of it.
+        progress: progress reporter, counts bytes.
+        owned: whether ``url`` is the artifact's folder in a workspace, which may already contain shards.
+        card: folder with descriptions to send instead of the artifact's own.
 
     Raises:
-        MissingError: there is no artifact in the folder.
-        CorruptError: a file here is damaged, or arrives damaged, twice.
-        RecipeError: ``url`` holds something else, or nothing can be sent there.
-        DownloadError: the place cannot be reached; what was sent counts the next time.
+        MissingError: There is no artifact in the folder.
+        CorruptError: A local file is damaged, or a file was damaged in both attempts to send it.
+        RecipeError: ``url`` contains something else, or it is read-only.
+        DownloadError: The remote cannot be reached. The next call resumes the push.
     """
     artifact = open_artifact(artifact)
     manifest = artifact.manifest
@@ -108,26 +108,26 @@ def push_artifact(
         descriptions = description_records(home, manifest.stage, {file.path for file in strict}, listed)
         files = sorted([*strict, *descriptions], key=lambda file: file.path.split("/"))
         manifest = msgspec.structs.replace(manifest, files=files)
-    place = open_target(url)
-    found = place.entries("")  # which web servers refuse
-    there = _manifest_there(place)
-    if there is not None and set(_strict(there)) != set(strict):
+    remote = open_target(url)
+    found = remote.entries("")  # raises RecipeError for web servers
+    existing = _existing_manifest(remote)
+    if existing is not None and set(_strict(existing)) != set(strict):
         raise RecipeError(
-            f"{place.url!r} holds another artifact: {there.stage} {there.name!r} with content digest {there.content_digest[:12]}, not "
-            f"{manifest.content_digest[:12]}. Choose another URL, or remove it there first."
+            f"{remote.url!r} contains another artifact: {existing.stage} {existing.name!r} with content digest "
+            f"{existing.content_digest[:12]}, not {manifest.content_digest[:12]}. Choose another URL, or remove it first."
         )
 
-    own = {_BEGUN: _note(manifest), MANIFEST_NAME: dump_checksummed(manifest)}
-    note, listing = (_record(path, content) for path, content in own.items())
-    claimed = there is None and not owned
+    own = {_CLAIM: _claim_of(manifest), MANIFEST_NAME: dump_checksummed(manifest)}
+    claim, listing = (_record(path, content) for path, content in own.items())
+    claimed = existing is None and not owned
     if claimed:
-        _check_free(place, own[_BEGUN], found)
-    changed = there is None or set(there.files) != set(manifest.files)
+        _check_free(remote, own[_CLAIM], found)
+    changed = existing is None or set(existing.files) != set(manifest.files)
     files = [*manifest.files, *([listing] if changed else [])]
-    batches = _batches(files, place.files_at_once)
-    claimed = claimed and len(batches) > 1  # one batch arrives as a whole or not at all
+    batches = _batches(files, remote.files_at_once)
+    claimed = claimed and len(batches) > 1  # a single batch is atomic and needs no claim
     if claimed:
-        batches = _batches([note, *files], place.files_at_once)
+        batches = _batches([claim, *files], remote.files_at_once)
     with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
 
         def source(record: FileRecord) -> Path:
@@ -139,21 +139,21 @@ def push_artifact(
 
         def send(batch: Sequence[FileRecord], advance: Callable[[int], None]) -> list[int]:
             files = {record.path: LocalFile(source(record), record.sha256) for record in batch}
-            remove = [] if owned or batch is not batches[-1] else [_BEGUN]
-            sent = _send(place, files, remove)
+            remove = [] if owned or batch is not batches[-1] else [_CLAIM]
+            sent = _send(remote, files, remove)
             advance(sum(record.bytes for record in batch))
             return [record.bytes if record.path in sent and record.path not in own else 0 for record in batch]
 
         with _counted(progress, f"push {manifest.name}", batches):
-            threads = _JOBS if place.files_at_once == 1 else 1
+            threads = _JOBS if remote.files_at_once == 1 else 1
             moved = _in_parallel(batches[:1], send, progress)
             if claimed:
-                _check_begun(place, own[_BEGUN])  # another push may have begun at the same time
+                _check_claim(remote, own[_CLAIM])  # another push may have started at the same time
             moved += _in_parallel(batches[1:-1], send, progress, threads)
             if claimed:
-                _check_begun(place, own[_BEGUN])
+                _check_claim(remote, own[_CLAIM])
             moved += _in_parallel(batches[1:][-1:], send, progress)
-    return _result(manifest, artifact.location, place.url, moved)
+    return _result(manifest, artifact.location, remote.url, moved)
 
 
 def _record(path: str, content: bytes) -> FileRecord:
@@ -161,7 +161,7 @@ def _record(path: str, content: bytes) -> FileRecord:
 
 
 def _batches(records: Sequence[FileRecord], most_files: int) -> list[list[FileRecord]]:
-    """Divide files, in their order, into what is sent together."""
+    """Divide files, in order, into batches that are sent together."""
     batches: list[list[FileRecord]] = [[]]
     for record in records:
         size = sum(other.bytes for other in batches[-1])
@@ -171,87 +171,87 @@ def _batches(records: Sequence[FileRecord], most_files: int) -> list[list[FileRe
     return batches
 
 
-def _note(manifest: Manifest) -> bytes:
-    """Return a note that identifies an artifact, its descriptions excepted."""
+def _claim_of(manifest: Manifest) -> bytes:
+    """Return the content of the claim file, which identifies an artifact except for its descriptions."""
     everything = content_digest([msgspec.structs.replace(file, payload=True) for file in _strict(manifest)])
     return msgspec.json.encode({"content_digest": manifest.content_digest, "files": everything}) + b"\n"
 
 
-def _check_free(place: RemoteFS, note: bytes, found: dict[str, bool]) -> None:
-    """Raise RecipeError unless a place is empty, or has the note of an earlier push of the same artifact."""
-    if WORK_FOLDER in found and place.size(_BEGUN) is not None:
-        _check_begun(place, note)
+def _check_free(remote: RemoteFS, claim: bytes, found: dict[str, bool]) -> None:
+    """Raise RecipeError unless a remote is empty or has the claim of an earlier push of the same artifact."""
+    if WORK_FOLDER in found and remote.size(_CLAIM) is not None:
+        _check_claim(remote, claim)
     elif others := found.keys() - {WORK_FOLDER} - STRAY_NAMES:
         raise RecipeError(
-            f"{place.url!r} is not empty: it holds {min(others)!r}, which no push of this artifact put there. Choose an empty "
-            "folder."
+            f"{remote.url!r} is not empty: it contains {min(others)!r}, which is not part of an earlier push of this artifact. "
+            "Choose an empty folder."
         )
 
 
-def _check_begun(place: RemoteFS, note: bytes) -> None:
+def _check_claim(remote: RemoteFS, claim: bytes) -> None:
     with tempfile.NamedTemporaryFile(prefix="lsmix-") as file:
-        file.write(note)
+        file.write(claim)
         file.flush()
-        local = LocalFile(Path(file.name), hashlib.sha256(note).hexdigest())
-        same = not place.missing({_BEGUN: local})
+        local = LocalFile(Path(file.name), hashlib.sha256(claim).hexdigest())
+        same = not remote.missing({_CLAIM: local})
     if not same:
         raise RecipeError(
-            f"another artifact is being pushed to {place.url!r}, or was in part. Choose another URL, or remove it there first."
+            f"{remote.url!r} contains an unfinished push of another artifact. Choose another URL, or remove it first."
         )
 
 
 def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer:
-    """Fetch the artifact at ``url`` to the folder ``target``, going on with what an earlier pull left.
+    """Download the artifact at ``url`` to the folder ``target``, resuming an earlier, interrupted pull.
 
-    Until all files are there they are in a folder beside it, named like ``target`` with ".part" at the end.
+    Until the download is complete, the files are in a folder next to it that has the suffix ".part".
 
     Args:
-        url: the artifact's folder at a place.
-        target: a folder that is not there yet, is empty, or holds the same artifact; None for one in the current folder,
-            named as the last part of the URL.
-        progress: counts bytes.
+        url: URL of the artifact's folder.
+        target: a folder that does not exist, is empty, or contains the same artifact; None for a folder in the current
+            one, named after the last part of the URL.
+        progress: progress reporter, counts bytes.
 
     Raises:
-        MissingError: there is no complete artifact at ``url``.
-        FormatError: it is of a version that this lsmix does not read.
-        CorruptError: it is damaged, or its manifest would write to where it must not; or what is in ``target`` is damaged.
-        RecipeError: something else is in ``target``.
-        DiskSpaceError: it does not fit on the disk.
-        DownloadError: the place cannot be reached; what came is kept.
-        LockedError: another pull writes to ``target``.
+        MissingError: There is no complete artifact at ``url``.
+        FormatError: This version of lsmix does not support the artifact's version.
+        CorruptError: The remote or an existing local artifact is damaged, or the manifest lists paths that are not allowed.
+        RecipeError: ``target`` contains something else.
+        DiskSpaceError: The artifact does not fit on the disk.
+        DownloadError: The remote cannot be reached. The next call resumes the download.
+        LockedError: Another pull is writing to ``target``.
     """
-    place = open_remote(url)
+    remote = open_remote(url)
     folder = target or Path(folder_name(url))
-    manifest, content = fetch_manifest(place)
+    manifest, content = fetch_manifest(remote)
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
-        return _already_there(folder, manifest, place.url)
+        return _verify_existing(folder, manifest, remote.url)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    moved = _pull(place, manifest, content, folder, progress)
-    return _result(manifest, str(folder), place.url, moved)
+    moved = _pull(remote, manifest, content, folder, progress)
+    return _result(manifest, str(folder), remote.url, moved)
 
 
 @contextmanager
 def temporary_copy(url: str, progress: Progress) -> Iterator[Path]:
-    """Yield the folder of a new copy of what is stored at a URL now; it may be changed, and is removed at the end.
+    """Download an artifact to a temporary folder and yield the folder, which may be modified; it is removed at the end.
 
     Args:
-        url: of an artifact.
-        progress: counts bytes.
+        url: URL of the artifact.
+        progress: progress reporter, counts bytes.
 
     Raises:
-        LsmixError: as ``pull_artifact``.
+        LsmixError: As for ``pull_artifact``.
     """
-    place = open_remote(url)
-    manifest, content = fetch_manifest(place)
+    remote = open_remote(url)
+    manifest, content = fetch_manifest(remote)
     home = private_folder(cache_folder().absolute(), _COPIES)
-    for left in home.glob("*.lock"):  # by killed processes
-        with contextlib.suppress(LockedError), locked_file(left):
-            _remove_copy(left)
+    for stale in home.glob("*.lock"):  # copies of killed processes
+        with contextlib.suppress(LockedError), locked_file(stale):
+            _remove_copy(stale)
     lock = home / f"{secrets.token_hex(8)}.lock"
     with locked_file(lock):
         try:
             folder = lock.with_suffix("")
-            _pull(place, manifest, content, folder, progress)
+            _pull(remote, manifest, content, folder, progress)
             yield folder
         finally:
             _remove_copy(lock)
@@ -263,19 +263,19 @@ def _remove_copy(lock: Path) -> None:
     lock.unlink(missing_ok=True)
 
 
-def _pull(place: RemoteFS, manifest: Manifest, content: bytes, folder: Path, progress: Progress) -> list[int]:
-    """Fetch an artifact to a new folder; return how many bytes of each file were fetched."""
+def _pull(remote: RemoteFS, manifest: Manifest, content: bytes, folder: Path, progress: Progress) -> list[int]:
+    """Download an artifact to a new folder, and return the number of downloaded bytes of each file."""
     with atomic_folder(folder, resume=True) as part:
-        _sweep(part, manifest)
+        _remove_unlisted(part, manifest)
         needed = sum(record.bytes for record in manifest.files) - folder_bytes(part)
-        check_room(part, needed, f"the artifact at {place.url!r}")
+        check_room(part, needed, f"the artifact at {remote.url!r}")
 
-        def fetch(batch: Sequence[FileRecord], advance: Callable[[int], None]) -> list[int]:
-            return [_fetch(place, part / record.path, record, advance) for record in batch]
+        def download(batch: Sequence[FileRecord], advance: Callable[[int], None]) -> list[int]:
+            return [_download(remote, part / record.path, record, advance) for record in batch]
 
         batches = _batches(manifest.files, 1)
         with _counted(progress, f"pull {manifest.name}", batches):
-            moved = _in_parallel(batches, fetch, progress, _JOBS)
+            moved = _in_parallel(batches, download, progress, _JOBS)
         write_atomic(part / MANIFEST_NAME, content)
     return moved
 
@@ -295,8 +295,8 @@ def _in_parallel(
     progress: Progress,
     threads: int = 1,
 ) -> list[int]:
-    """Do the work on all batches, and return how many bytes of each file moved; raise the first error when all have stopped."""
-    moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each batch that is through
+    """Process batches in threads and return the transferred bytes of each file; an error stops all threads."""
+    moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # numbers of bytes, and None for each finished batch
     stop = threading.Event()
 
     def one(batch: Sequence[FileRecord]) -> list[int]:
@@ -321,7 +321,7 @@ def _in_parallel(
                 else:
                     progress.advance(count)
         except BaseException:
-            stop.set()  # so that leaving the block does not wait for all that was asked for
+            stop.set()  # otherwise leaving the block would wait for all batches
             raise
     for error in (result.exception() for result in results):
         if error and not isinstance(error, Stopped):
@@ -329,44 +329,46 @@ def _in_parallel(
     return [moved for result in results for moved in result.result()]
 
 
-def _send(place: RemoteFS, files: dict[str, LocalFile], remove: Iterable[str]) -> set[str]:
-    """Send those of some files that are missing or differ, and remove others; return the paths of those that were sent."""
+def _send(remote: RemoteFS, files: dict[str, LocalFile], remove: Iterable[str]) -> set[str]:
+    """Send the files that are missing or differ, then remove the files in ``remove``; return the paths of sent files."""
     for source, sha256 in files.values():
         stop_point()
         if (got := sha256_file(source)) != sha256:
             raise CorruptError(
-                f"{str(source)!r} is damaged: expected sha256 {sha256[:12]}…, got {got[:12]}…. It was not sent; "
-                "fetch or make the artifact again."
+                f"{str(source)!r} is damaged: expected sha256 {sha256[:12]}…, got {got[:12]}…. It was not sent. "
+                "Download or rebuild the artifact."
             )
-    missing = sent = place.missing(files)
+    missing = sent = remote.missing(files)
     for _ in range(2):
         if missing or remove:
-            place.update({path: file for path, file in files.items() if path in missing}, remove)
-            missing, remove = place.missing({path: files[path] for path in missing}), ()
+            remote.update({path: file for path, file in files.items() if path in missing}, remove)
+            missing, remove = remote.missing({path: files[path] for path in missing}), ()
     if missing:
-        where = f"{place.url}/{min(missing)}"
-        raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
+        where = f"{remote.url}/{min(missing)}"
+        raise CorruptError(
+            f"{where!r} was damaged in two attempts to send it. Check the remote, or choose another URL."
+        )
     return sent
 
 
-def _fetch(place: RemoteFS, target: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
-    """Complete a file, of which an earlier pull may have left the beginning, or all of it."""
+def _download(remote: RemoteFS, target: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
+    """Download a file, resuming an earlier pull, and return the number of downloaded bytes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with target.open("a+b", buffering=0) as stream:
             have = os.fstat(stream.fileno()).st_size
             advance(have if have <= record.bytes else 0)
-            return fetch_file(place, record.path, record.bytes, record.sha256, stream, advance)
+            return fetch_file(remote, record.path, record.bytes, record.sha256, stream, advance)
     except (CorruptError, MissingError):
         if not is_description(record):
             raise
-    return _fetch_edited(place, target, record)
+    return _download_edited(remote, target, record)
 
 
-def _fetch_edited(place: RemoteFS, target: Path, record: FileRecord) -> int:
-    """Fetch a description whose bytes are not the listed ones; one that is missing is left out."""
+def _download_edited(remote: RemoteFS, target: Path, record: FileRecord) -> int:
+    """Download a description that its owner has edited; if it was removed, remove the local one."""
     try:
-        content = place.read(record.path, 2 * record.bytes + _MOST_ADDED_BYTES)
+        content = remote.read(record.path, 2 * record.bytes + _MOST_ADDED_BYTES)
     except MissingError:
         target.unlink(missing_ok=True)
         return 0
@@ -374,54 +376,54 @@ def _fetch_edited(place: RemoteFS, target: Path, record: FileRecord) -> int:
     return len(content)
 
 
-def _sweep(part: Path, manifest: Manifest) -> None:
-    """Remove what an earlier pull left there that is not listed, and all links."""
-    wanted = {record.path for record in manifest.files}
-    for path in sorted(part.rglob("*"), reverse=True):  # what is in a folder before the folder
+def _remove_unlisted(part: Path, manifest: Manifest) -> None:
+    """Remove all links, files that are not listed, and empty folders."""
+    listed = {record.path for record in manifest.files}
+    for path in sorted(part.rglob("*"), reverse=True):  # the files of a folder before the folder
         if path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):  # it holds something
+            with contextlib.suppress(OSError):  # it is not empty
                 path.rmdir()
-        elif path.is_symlink() or path.relative_to(part).as_posix() not in wanted:
+        elif path.is_symlink() or path.relative_to(part).as_posix() not in listed:
             path.unlink()
 
 
-def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
+def _verify_existing(folder: Path, manifest: Manifest, url: str) -> Transfer:
     try:
         same = folder.is_dir() and set(_strict(read_manifest(folder))) == set(_strict(manifest))
     except LsmixError:
         same = False
     if not same:
-        raise RecipeError(f"{str(folder)!r} holds something else. Choose another folder, or move it away.")
+        raise RecipeError(f"{str(folder)!r} already contains something else. Choose another folder, or move it away.")
     try:
         verify_files(folder, manifest)
     except CorruptError as error:
         raise CorruptError(
-            f"{str(folder)!r} is there already, and damaged: {error} Remove it and pull again."
+            f"{str(folder)!r} already exists and is damaged: {error} Remove and pull it again."
         ) from error
     return _result(manifest, str(folder), url, [0] * len(manifest.files))
 
 
-def _manifest_there(place: RemoteFS) -> Manifest | None:
+def _existing_manifest(remote: RemoteFS) -> Manifest | None:
     try:
-        return fetch_manifest(place)[0]
+        return fetch_manifest(remote)[0]
     except MissingError:
         return None
 
 
 def _strict(manifest: Manifest) -> list[FileRecord]:
-    """Return the files that make an artifact what it is; its descriptions may differ."""
+    """Return the files that must be identical in two copies of an artifact, i.e. all except descriptions."""
     return [file for file in manifest.files if not is_description(file)]
 
 
 def folder_name(url: str) -> str:
-    """Return the name of a folder for the artifact at a URL: the URL's last part.
+    """Return the last part of a URL as the name of a folder.
 
     Raises:
-        RecipeError: that is no name for a folder.
+        RecipeError: It is not a valid name of a folder.
     """
     name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2] or urlsplit(url).netloc)
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
-        raise RecipeError(f"{url!r} does not end in a name that a folder could have. Say where to put the artifact.")
+        raise RecipeError(f"{url!r} does not end in a valid folder name. Name the folder to download the artifact to.")
     return name
 
 

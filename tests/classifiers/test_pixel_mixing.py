@@ -257,7 +257,7 @@ def test_fmix_matches_the_spectrum_of_the_published_code():
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, np.nan, np.array([0.5, 2.0])])
 def test_lambda_outside_zero_to_one_is_rejected(lam):
-    with pytest.raises(RecipeError, match="λ must lie within"):
+    with pytest.raises(RecipeError, match="λ must be within"):
         mix_images("mixup", *pairs((2, 4, 4, 1)), lam)
 
 

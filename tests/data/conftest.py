@@ -1,4 +1,4 @@
-"""What tests of remote data share: an own cache for each test, no waits, an S3 server."""
+"""Fixtures for tests of remote data: a separate cache per test, retries without waiting, an S3 server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from lsmix.data import cache, remote
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ignore warnings of botocore, and of sessions that fsspec closes when its loop has ended already."""
+    """Ignore warnings of botocore, and of sessions that fsspec closes after its event loop has ended."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"))
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let each test have a cache of its own, and wait for nothing."""
+    """Give each test its own cache, and do not wait before retries."""
     for module in (cache, remote):
         monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("no_proxy", "*")
@@ -29,7 +29,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
-    """Give a running S3 server with the empty bucket "bucket"."""
+    """Yield a running S3 server with the empty bucket "bucket"."""
     with s3_server() as server:
         make_bucket("bucket")
         yield server

@@ -1,4 +1,4 @@
-"""What an artifact may hold, and what reading a hostile one may take."""
+"""The files that an artifact may contain, and the memory that reading a hostile one may take."""
 
 import hashlib
 import json
@@ -53,14 +53,14 @@ def pool(tmp_path: Path) -> Path:
 
 
 def add_listed(folder: Path, name: str) -> None:
-    """Add a file that the manifest lists and the content digest leaves out, as a forger would."""
+    """Add a file that the manifest lists but the content digest does not cover, as a forger would."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("print('gotcha')\n")
     record = json.loads((folder / "manifest.json").read_bytes())
     content = path.read_bytes()
-    facts = {"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "payload": False}
-    record["files"].append(facts)
+    file = {"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "payload": False}
+    record["files"].append(file)
     (folder / "manifest.json").write_bytes(sealed_again(record))
 
 
@@ -68,7 +68,7 @@ def add_listed(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_a_pool_that_lists_a_file_of_no_stage_is_refused_by_pull_open_verify_and_push(name, pool, tmp_path):
+def test_pull_open_verify_and_push_reject_a_pool_with_a_file_of_no_stage(name, pool, tmp_path):
     honest = read_manifest(pool).content_digest
     add_listed(pool, name)
     assert json.loads((pool / "manifest.json").read_bytes())["content_digest"] == honest
@@ -78,13 +78,15 @@ def test_a_pool_that_lists_a_file_of_no_stage_is_refused_by_pull_open_verify_and
         lambda folder: pull(str(folder), tmp_path / "to"),
         lambda f: push(f, "memory://x"),
     ):
-        with pytest.raises(CorruptError, match=rf"lists the file {name!r}, which no artifact of the stage 'mix' has"):
+        with pytest.raises(
+            CorruptError, match=rf"lists the file {name!r}, which does not belong to an artifact of the stage 'mix'"
+        ):
             action(pool)
     assert not (tmp_path / "to").exists()
     assert not (tmp_path / "to.part").exists()
 
 
-def test_every_stage_says_which_files_it_makes(finished_workspace):
+def test_every_stage_declares_its_files(finished_workspace):
     assert set(ARTIFACT_FILES) == {*STAGES, "export", "card"}
     for stage in STAGES:
         for path in (finished_workspace / stage).glob("*/manifest.json"):
@@ -92,7 +94,7 @@ def test_every_stage_says_which_files_it_makes(finished_workspace):
 
 
 @pytest.mark.parametrize("stage", ARTIFACT_FILES)
-def test_no_stage_may_hold_what_python_runs(stage):
+def test_no_stage_accepts_files_that_python_runs(stage):
     for name in (
         *CODE,
         "lsmix.pyc",
@@ -107,23 +109,25 @@ def test_no_stage_may_hold_what_python_runs(stage):
     assert not is_expected_path("unknown", "README.md")
 
 
-def test_an_unknown_stage_is_refused(pool):
+def test_an_unknown_stage_is_rejected(pool):
     record = json.loads((pool / "manifest.json").read_bytes())
     (pool / "manifest.json").write_bytes(sealed_again({**record, "stage": "brew"}))
     with pytest.raises(FormatError, match="unknown stage 'brew'"):
         open_pool(pool)
 
 
-def test_a_file_that_a_stage_did_not_make_keeps_an_artifact_from_being_finished(pool):
+def test_an_artifact_with_a_foreign_file_cannot_be_completed(pool):
     manifest = read_manifest(pool)
     (pool / "notes.txt").write_text("mine")
     files = record_files(pool)
-    with pytest.raises(CorruptError, match=r"notes\.txt' was not made by the stage 'mix'. Move it elsewhere"):
+    with pytest.raises(
+        CorruptError, match=r"notes\.txt' does not belong to an artifact of the stage 'mix'. Move it elsewhere"
+    ):
         write_manifest(pool, Manifest(stage="mix", stage_version=1, name="x", cache_key="", content_digest=content_digest(files), config={}, inputs=[], files=files))  # fmt: skip
     assert read_manifest(pool) == manifest
 
 
-def test_an_export_holds_nothing_that_python_runs():
+def test_exports_do_not_accept_files_that_python_runs():
     for name in (
         *("h5py.py", "images/0/0000/00000000.py", "../pool-00000.h5", "pool-00000.h5.py"),
         *("pool-00000.pyc", "pool-00000.so", "pool-0.x.sh", "pool-0.pkl", "pool-0.a.b.npy", "pool-0/x.npy"),
@@ -131,26 +135,27 @@ def test_an_export_holds_nothing_that_python_runs():
         assert not is_expected_path("export", name)
 
 
-def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(invented_pool, tmp_path, command):
+def test_verify_and_pull_reject_an_export_with_code(invented_pool, tmp_path, command):
     exported = tmp_path / "exported"
     assert command("export", invented_pool(), exported, "--format", "hdf5", "-q").code == 0
     verify(exported)
     add_listed(exported, "numpy.py")
-    with pytest.raises(CorruptError, match=r"lists the file 'numpy\.py', which no artifact of the stage 'export' has"):
+    with pytest.raises(
+        CorruptError, match=r"lists the file 'numpy\.py', which does not belong to an artifact of the stage 'export'"
+    ):
         verify(exported)
     import fsspec
 
-    there = fsspec.filesystem("memory")
-    there.put(str(exported), f"/{tmp_path.name}", recursive=True)
-    for fetch in (verify, lambda url: pull(url, tmp_path / "to")):
+    fsspec.filesystem("memory").put(str(exported), f"/{tmp_path.name}", recursive=True)
+    for action in (verify, lambda url: pull(url, tmp_path / "to")):
         with pytest.raises(CorruptError, match=r"lists the file 'numpy\.py'"):
-            fetch(f"memory://{tmp_path.name}")
+            action(f"memory://{tmp_path.name}")
 
 
-# Descriptions: owners may edit them.
+# Descriptions, which owners may edit.
 
 
-def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_pulled_as_it_is(pool, tmp_path):
+def test_a_pool_with_edited_descriptions_can_be_opened_verified_pushed_and_pulled(pool, tmp_path):
     (pool / "README.md").write_text("As made.")
     (pool / "LICENSES").mkdir()
     (pool / "LICENSES" / "images.txt").write_text("As made.")
@@ -164,18 +169,18 @@ def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_
     assert verify(pool)["edited"] == edited
     assert len(open_pool(pool)) == 48
     pull(str(pool), tmp_path / "pulled")
-    assert verify(tmp_path / "pulled")["edited"] == ["LICENSES/images.txt", "README.md"]  # what is listed comes
+    assert verify(tmp_path / "pulled")["edited"] == ["LICENSES/images.txt", "README.md"]  # only listed files are pulled
     assert (tmp_path / "pulled" / "README.md").read_text() == "My own words, and more of them."
     push_artifact(pool, str(tmp_path / "there"), NullProgress())
-    facts = verify(str(tmp_path / "there"))
-    assert (facts["edited"], facts["content_digest"]) == ([], digest)
+    checked = verify(str(tmp_path / "there"))
+    assert (checked["edited"], checked["content_digest"]) == ([], digest)
     (pool / "README.md").write_text("Better words.")
     push_artifact(pool, str(tmp_path / "there"), NullProgress())
     assert (tmp_path / "there" / "README.md").read_text() == "Better words."
     assert verify(str(tmp_path / "there"))["edited"] == []
 
 
-def test_a_link_or_a_folder_in_place_of_a_description_is_refused(pool, tmp_path):
+def test_links_and_folders_in_place_of_descriptions_are_rejected(pool, tmp_path):
     (pool / "README.md").write_text("As made.")
     reseal(pool)
     (pool / "README.md").unlink()
@@ -186,12 +191,12 @@ def test_a_link_or_a_folder_in_place_of_a_description_is_refused(pool, tmp_path)
             with pytest.raises(CorruptError, match=r"README\.md"):
                 action(pool)
         shutil.rmtree(pool / "README.md") if make is Path.mkdir else (pool / "README.md").unlink()
-    (pool / "card.png").symlink_to(tmp_path / "secret")  # one that is not listed
-    with pytest.raises(CorruptError, match="put there later"):
+    (pool / "card.png").symlink_to(tmp_path / "secret")  # a description that is not listed
+    with pytest.raises(CorruptError, match="it was added later"):
         verify(pool)
 
 
-def test_the_code_of_a_card_runs_from_another_folder_and_takes_the_pool_as_an_argument(finished_workspace, tmp_path):
+def test_the_code_of_a_card_runs_in_any_folder_with_the_pool_as_argument(finished_workspace, tmp_path):
     pool = next((finished_workspace / "mix").glob("lsmix-*"))
     text = (pool / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -202,15 +207,15 @@ def test_the_code_of_a_card_runs_from_another_folder_and_takes_the_pool_as_an_ar
     subprocess.run([sys.executable, tmp_path / "load.py", pool], cwd=tmp_path, check=True)
 
 
-# Memory. Importing what is needed takes some 60 MB; what is read may take some ten times its size in JSON.
+# Memory. Imports take about 60 MB, and decoded JSON may take about ten times its size.
 
 
 def peak_mebibytes(code: str, *words: object) -> tuple[int, list[str]]:
-    """Return the most memory that a program took which runs ``code`` for each word, and the errors that it met."""
+    """Run ``code`` for each word in a new process, and return its peak memory in MiB and the errors."""
     program = (
         "import re, sys\nfrom pathlib import Path\nfrom lsmix.data.errors import LsmixError\nfor word in sys.argv[1:]:\n"
         f" try:\n  {code}\n except LsmixError as error:\n  print(error)\n"
-        # Not ru_maxrss, which begins with what the test process took when it was forked.
+        # Not ru_maxrss, which includes the memory of the test process at the time of the fork.
         "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024)\n"
     )
     done = subprocess.run(
@@ -238,7 +243,7 @@ def keys(count: int) -> bytes:
     return b",".join(b'"%07x":0' % number for number in range(count))
 
 
-def test_manifests_of_tens_of_megabytes_are_refused_in_little_memory(tmp_path):
+def test_manifests_of_tens_of_megabytes_are_rejected_with_little_memory(tmp_path):
     contents = {
         "[": b'"config": {"a": [' + b"[]," * 8_000_000 + b"0]}, ",
         "{": b'"config": {"a": [' + b"{}," * 8_000_000 + b"0]}, ",
@@ -251,23 +256,25 @@ def test_manifests_of_tens_of_megabytes_are_refused_in_little_memory(tmp_path):
         (folder / "manifest.json").write_bytes(add_checksum(HEAD + content + TAIL))
     peak, errors = peak_mebibytes(READ_MANIFEST, *folders)
     for mark, error in zip(contents, errors, strict=True):
-        assert re.search(rf"is damaged: it holds \d+ times '{re.escape(mark)}', and lsmix reads at most \d+", error)
+        assert re.search(
+            rf"is damaged: it contains '{re.escape(mark)}' [\d,]+ times; lsmix reads at most [\d,]+", error
+        )
     assert peak < 160
 
 
 @pytest.mark.slow
-def test_the_worst_manifest_that_is_read_takes_a_few_hundred_megabytes(tmp_path):
+def test_the_largest_allowed_manifest_takes_a_few_hundred_megabytes(tmp_path):
     content = b'"config": {"a": [' + b'{"a":0},' * 199_900 + b"9999," * 4_000_000 + b"0]," + keys(790_000) + b"}, "
     (tmp_path / "manifest.json").write_bytes(add_checksum(HEAD + content + TAIL))
     peak, errors = peak_mebibytes(READ_MANIFEST, tmp_path)
     assert errors == []
-    assert peak < 450  # 327 where this was written
+    assert peak < 450  # measured: 327
 
 
-def test_a_manifest_above_the_limit_names_the_limit(tmp_path):
+def test_the_error_about_a_large_manifest_names_the_limit(tmp_path):
     with (tmp_path / "manifest.json").open("wb") as file:
         file.truncate(65 << 20)
-    with pytest.raises(CorruptError, match=f"has {65 << 20} bytes; lsmix reads manifests of at most {64 << 20}"):
+    with pytest.raises(CorruptError, match=f"has {65 << 20:,} bytes; lsmix reads at most {64 << 20:,}"):
         read_manifest(tmp_path)
 
 
@@ -275,17 +282,17 @@ def test_a_manifest_above_the_limit_names_the_limit(tmp_path):
 def test_a_pool_of_four_million_failed_decodes_and_one_of_100_000_shards_can_be_read():
     known = {"stage": "mix", "stage_version": 1, "name": "a", "cache_key": "", "content_digest": "0" * 64}
     rows = list(range(4_000_000))
-    made = Manifest(**known, config={}, inputs=[], files=[], counts={"decode_failed_rows": rows})
-    assert parse_manifest(dump_checksummed(made), "here").counts["decode_failed_rows"] == rows
+    manifest = Manifest(**known, config={}, inputs=[], files=[], counts={"decode_failed_rows": rows})
+    assert parse_manifest(dump_checksummed(manifest), "here").counts["decode_failed_rows"] == rows
     files = [
         FileRecord(path=f"pool.zarr/image/c/{shard}/0/0/0", bytes=1, sha256="0" * 64, payload=True)
         for shard in range(100_000)
     ]
-    made = Manifest(**known, config={}, inputs=[], files=files)
-    assert len(parse_manifest(dump_checksummed(made), "here").files) == 100_000
+    manifest = Manifest(**known, config={}, inputs=[], files=files)
+    assert len(parse_manifest(dump_checksummed(manifest), "here").files) == 100_000
 
 
-def test_zarr_metadata_of_16_megabytes_are_refused_in_little_memory(pool):
+def test_zarr_metadata_of_16_megabytes_is_rejected_with_little_memory(pool):
     shutil.copytree(pool, pool.parent / "other")
     for folder, path in ((pool, "zarr.json"), (pool.parent / "other", "image/zarr.json")):
         metadata = json.loads((folder / "pool.zarr" / path).read_bytes())
@@ -295,44 +302,44 @@ def test_zarr_metadata_of_16_megabytes_are_refused_in_little_memory(pool):
     peak, errors = peak_mebibytes(code, pool / "pool.zarr", pool.parent / "other/pool.zarr")
     assert len(errors) == 2
     for error in errors:
-        assert re.search(r"it has \d+ bytes, and lsmix reads at most \d+", error)
+        assert re.search(r"it has [\d,]+ bytes; lsmix reads at most [\d,]+", error)
     assert peak < 100
 
 
-def test_a_table_of_too_many_columns_is_refused_before_they_are_read(pool):
+def test_a_table_with_too_many_columns_is_rejected_before_they_are_read(pool):
     content = (pool / "pool.zarr/lam/zarr.json").read_bytes()
     for number in range(65):
         (pool / f"pool.zarr/x{number}").mkdir()
         (pool / f"pool.zarr/x{number}/zarr.json").write_bytes(content)
     from lsmix.data.table import table_in
 
-    with pytest.raises(FormatError, match="and at most 64 are read"):
+    with pytest.raises(FormatError, match="lsmix reads at most 64"):
         table_in(pool / "pool.zarr")
 
 
-def test_attributes_that_could_not_be_read_again_are_not_written(tmp_path):
+def test_attributes_above_the_reading_limit_are_not_written(tmp_path):
     store = Table(folder=tmp_path / "x.zarr", columns=(Column(name="a", dtype="uint8"),), rows=1, chunk_rows=1)
-    with pytest.raises(FormatError, match=r"would have \d+ bytes, and lsmix reads at most 1048576"):
+    with pytest.raises(FormatError, match=r"would have [\d,]+ bytes; lsmix reads at most 1,048,576"):
         store.create({"class_names": ["n" * 100] * 20_000})
     store.create({"class_names": [f"a class with a name {number}" for number in range(21_841)]})
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.json", "log.jsonl"])
-def test_results_of_more_than_16_megabytes_are_refused(name, tmp_path):
+def test_results_above_16_mib_are_rejected(name, tmp_path):
     from lsmix.pipeline.config.results import read_log, read_metrics, read_predictions
 
     with (tmp_path / name).open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(CorruptError, match=f"it has {1 << 40} bytes, and lsmix reads at most {16 << 20}"):
+    with pytest.raises(CorruptError, match=f"it has {1 << 40:,} bytes; lsmix reads at most {16 << 20:,}"):
         {"metrics.json": read_metrics, "predictions.json": read_predictions, "log.jsonl": read_log}[name](tmp_path)
 
 
-def test_weights_with_a_header_of_megabytes_are_refused_before_it_is_parsed(finished_workspace, tmp_path, monkeypatch):
+def test_weights_with_a_large_header_are_rejected_before_it_is_parsed(finished_workspace, tmp_path, monkeypatch):
     from lsmix.glow import checkpoint
 
     flow = next(path for path in (finished_workspace / "train-glow").iterdir() if "evaluator" not in path.name)
     shutil.copy(flow / "glow.json", tmp_path / "glow.json")
     (tmp_path / "glow.safetensors").write_bytes(struct.pack("<Q", 5 << 20) + b"{" + bytes(5 << 20))
     monkeypatch.setattr(checkpoint, "safe_open", lambda *_, **__: pytest.fail("the header was parsed"))
-    with pytest.raises(CorruptError, match="its header has 5242880 bytes, and lsmix reads at most 4194304"):
+    with pytest.raises(CorruptError, match="its header has 5,242,880 bytes; lsmix reads at most 4,194,304"):
         checkpoint.load_flow(tmp_path)

@@ -1,4 +1,4 @@
-"""Downloads against a server on loopback: whole or not at all, resumed, never without the right checksum."""
+"""Downloads from a local server: atomic, resumable, and only with the expected checksum."""
 
 import hashlib
 import http.server
@@ -26,7 +26,7 @@ CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_003, np.uint8).tobytes
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the server's ``content``, in the ways that its other attributes say."""
+    """Serves the server's ``content``; its other attributes control errors, redirects and ranges."""
 
     protocol_version = "HTTP/1.1"
 
@@ -76,7 +76,7 @@ def server(monkeypatch):
         server.content, server.asked, server.statuses, server.cuts = CONTENT, [], [], []
         server.ranges, server.tells_length, server.shift, server.location = True, True, 0, ""
         server.url = f"http://127.0.0.1:{server.server_port}/some/data.npz"
-        server.handle_error = lambda *_: None  # a client that goes away is what some tests are about
+        server.handle_error = lambda *_: None  # some tests disconnect the client
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -85,7 +85,7 @@ def server(monkeypatch):
 
 
 class Meter(NullProgress):
-    """Remembers all calls."""
+    """Records all calls."""
 
     def __init__(self):
         self.begun, self.bytes = [], 0
@@ -107,7 +107,7 @@ def target(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_a_file_is_fetched_whole_and_its_bytes_are_counted(server, target, algorithm):
+def test_a_complete_file_is_downloaded_and_its_bytes_are_counted(server, target, algorithm):
     meter = Meter()
     download(wanted(server, algorithm=algorithm), target, meter)
     assert target.read_bytes() == CONTENT
@@ -117,7 +117,7 @@ def test_a_file_is_fetched_whole_and_its_bytes_are_counted(server, target, algor
     assert server.asked == [None]
 
 
-def test_the_length_comes_from_the_recipe_or_from_the_server(server, target):
+def test_the_size_comes_from_the_recipe_or_the_server(server, target):
     server.tells_length = False
     download(wanted(server), target, Meter())
     assert target.read_bytes() == CONTENT
@@ -130,17 +130,17 @@ def test_the_length_comes_from_the_recipe_or_from_the_server(server, target):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_cut_connection_is_resumed(server, target, caplog):
+def test_a_download_resumes_after_lost_connections(server, target, caplog):
     server.cuts = [300_000, 1, 200_000]
     meter = Meter()
     download(wanted(server), target, meter)
     assert target.read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-", "bytes=300001-", "bytes=500001-"]
     assert meter.bytes == len(CONTENT)
-    assert "the connection ended after 300000 of 1000003 bytes" in caplog.text
+    assert "the connection ended after 300,000 of 1,000,003 bytes" in caplog.text
 
 
-def test_the_part_that_a_killed_download_left_is_completed(server, target):
+def test_the_part_file_of_a_killed_download_is_resumed(server, target):
     target.parent.mkdir()
     (target.parent / "data.npz.part").write_bytes(CONTENT[:777_777])
     meter = Meter()
@@ -150,7 +150,7 @@ def test_the_part_that_a_killed_download_left_is_completed(server, target):
     assert meter.begun == [("data.npz", len(CONTENT), "byte", 777_777)]
 
 
-def test_an_interrupted_download_is_completed_by_the_next_call(server, target):
+def test_the_next_call_resumes_an_interrupted_download(server, target):
     class Impatient(Meter):
         def advance(self, units=1, note=""):
             super().advance(units)
@@ -167,14 +167,14 @@ def test_an_interrupted_download_is_completed_by_the_next_call(server, target):
     assert server.asked == [None, f"bytes={kept}-"]
 
 
-def test_a_download_that_gives_up_keeps_what_came(server, target):
+def test_a_failed_download_keeps_the_downloaded_part(server, target):
     server.cuts = [300_000]
 
     class Closing(Meter):
         def advance(self, units=1, note=""):
             server.statuses = [503] * 9  # from the first cut on
 
-    with pytest.raises(DownloadError, match=r"What came is kept; run again to go on"):
+    with pytest.raises(DownloadError, match=r"Run again to resume the download"):
         download(wanted(server), target, Closing())
     assert (target.parent / "data.npz.part").read_bytes() == CONTENT[:300_000]
     server.statuses = []
@@ -182,7 +182,7 @@ def test_a_download_that_gives_up_keeps_what_came(server, target):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_download_from_a_server_without_ranges_starts_again(server, target):
+def test_a_download_restarts_if_the_server_does_not_support_ranges(server, target):
     server.ranges, server.cuts = False, [300_000]
     download(wanted(server), target, Meter())
     assert target.read_bytes() == CONTENT
@@ -198,31 +198,31 @@ def test_a_part_of_another_file_is_replaced(server, target, left):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_is_one_sentence_and_leaves_nothing(server, target):
-    with pytest.raises(CorruptError, match=r"is damaged: expected sha256 \w{64}, got \w{64}, twice. Check"):
+def test_a_wrong_checksum_raises_an_error_and_leaves_no_files(server, target):
+    with pytest.raises(CorruptError, match=r"is damaged: expected sha256 \w{64}, got \w{64} in two attempts. Check"):
         download(wanted(server, b"another"), target, Meter())
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_wrong_size_is_noticed_before_anything_is_fetched(server, target):
+def test_a_wrong_size_is_detected_before_the_download(server, target):
     meter = Meter()
-    with pytest.raises(CorruptError, match=r"expected 999 bytes, got 1000003"):
+    with pytest.raises(CorruptError, match=r"expected 999 bytes, got 1,000,003"):
         download(wanted(server, size=999), target, meter)
     assert meter.bytes == 0
     assert list(target.parent.iterdir()) == []
 
 
-def test_an_answer_of_the_wrong_size_keeps_the_part(server, target):
+def test_a_response_of_the_wrong_size_keeps_the_part_file(server, target):
     target.parent.mkdir()
     part = target.parent / "data.npz.part"
     part.write_bytes(CONTENT[:300_000])
     server.ranges, server.content = False, b"<html>please log in</html>"
-    with pytest.raises(CorruptError, match="expected 1000003 bytes, got 26"):
+    with pytest.raises(CorruptError, match="expected 1,000,003 bytes, got 26"):
         download(wanted(server), target, Meter())
     assert part.read_bytes() == CONTENT[:300_000]
 
 
-def test_a_file_longer_than_its_size_is_refused(server, target):
+def test_a_file_longer_than_expected_is_rejected(server, target):
     server.tells_length = False
     with pytest.raises(CorruptError, match="is damaged: expected sha256"):
         download(wanted(server, size=500_000), target, Meter())
@@ -231,9 +231,9 @@ def test_a_file_longer_than_its_size_is_refused(server, target):
 
 @pytest.mark.parametrize(
     ("status", "text"),
-    [(404, "is missing"), (403, "cannot be fetched: the server answers 403 Forbidden"), (410, "is missing")],
+    [(404, "is missing"), (403, "cannot be downloaded: the server answers 403 Forbidden"), (410, "is missing")],
 )
-def test_a_missing_or_refused_file_is_not_tried_again(server, target, status, text):
+def test_missing_and_forbidden_files_are_not_retried(server, target, status, text):
     server.statuses = [status, status]
     with pytest.raises((CorruptError, DownloadError), match=f"data.npz' {text}"):
         download(wanted(server), target, Meter())
@@ -241,7 +241,7 @@ def test_a_missing_or_refused_file_is_not_tried_again(server, target, status, te
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_busy_server_is_asked_again_a_few_times(server, target):
+def test_temporary_server_errors_are_retried_a_few_times(server, target):
     server.statuses = [503, 429, 500]
     download(wanted(server), target, Meter())
     assert target.read_bytes() == CONTENT
@@ -252,13 +252,13 @@ def test_a_busy_server_is_asked_again_a_few_times(server, target):
     assert server.statuses == []
 
 
-def test_an_answer_of_another_part_is_refused(server, target):
+def test_a_response_with_another_range_is_rejected(server, target):
     server.cuts, server.shift = [1000], 5
-    with pytest.raises(DownloadError, match="answers with another part than the one asked for"):
+    with pytest.raises(DownloadError, match="the server sent another range than the requested one"):
         download(wanted(server), target, Meter())
 
 
-def test_a_redirect_is_followed_on_the_web_only(server, target):
+def test_only_redirects_to_http_and_https_are_followed(server, target):
     server.statuses, server.location = [302, 301], "/elsewhere/data.npz"
     download(wanted(server), target, Meter())
     assert target.read_bytes() == CONTENT
@@ -269,15 +269,15 @@ def test_a_redirect_is_followed_on_the_web_only(server, target):
             download(wanted(server), target, Meter())
         assert not target.exists()
     server.statuses, server.location = [302] * 20, "/again"
-    with pytest.raises(DownloadError, match="cannot be fetched"):
+    with pytest.raises(DownloadError, match="too many redirects"):
         download(wanted(server), target, Meter())
 
 
-def test_a_refused_connection_is_named(server, target):
-    with socket.socket() as deaf:  # bound, so that nobody else listens there, and not listening
-        deaf.bind(("127.0.0.1", 0))
-        server.url = f"http://127.0.0.1:{deaf.getsockname()[1]}/data.npz"
-        with pytest.raises(DownloadError, match=r"cannot be fetched: .*refused.* run again"):
+def test_a_refused_connection_is_reported(server, target):
+    with socket.socket() as closed:  # bound, so that no other process uses the port, but not listening
+        closed.bind(("127.0.0.1", 0))
+        server.url = f"http://127.0.0.1:{closed.getsockname()[1]}/data.npz"
+        with pytest.raises(DownloadError, match=r"cannot be downloaded: .*refused.* Run again"):
             download(wanted(server), target, Meter())
     assert list(target.parent.iterdir()) == []
 
@@ -288,21 +288,21 @@ def test_a_silent_server_times_out(server, target, monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/data.npz"
-        with pytest.raises(DownloadError, match="cannot be fetched: timed out"):
+        with pytest.raises(DownloadError, match="cannot be downloaded: timed out"):
             download(wanted(server), target, Meter())
 
 
-def test_a_file_that_does_not_fit_on_the_disk_is_not_fetched(server, target, monkeypatch):
+def test_a_file_that_does_not_fit_on_the_disk_is_not_downloaded(server, target, monkeypatch):
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     meter = Meter()
-    with pytest.raises(DiskSpaceError, match=r"needs 1000003 more bytes in .* where 1000 are free"):
+    with pytest.raises(DiskSpaceError, match=r"needs 1.0 MB more in .* but only 1.0 kB are free"):
         download(wanted(server), target, meter)
     assert meter.bytes == 0
 
 
-def test_a_file_that_another_run_fetches_is_locked(server, target):
+def test_a_file_that_another_run_downloads_is_locked(server, target):
     class Second(Meter):
-        def start(self, *facts, **more):
+        def start(self, *_args, **_options):
             with pytest.raises(LockedError, match="is being downloaded by another run"):
                 download(wanted(server), target, Meter())
 
@@ -311,25 +311,25 @@ def test_a_file_that_another_run_fetches_is_locked(server, target):
     assert len(server.asked) == 1
 
 
-# What a recipe may ask for, and where it goes.
+# The field data.download of a recipe, and the files that it downloads.
 
 SHA = "sha256=" + "0" * 64
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "value",
     [
         *("cifar10", "cifar10-binary", "cifar100", "cifar100-binary", "svhn", "svhn-extra", "tiny-imagenet", ""),
         f"https://a.org/x.npz#{SHA}",
         "http://a.org:80/x.npz?y=1#md5=" + "aF" * 16,
     ],
 )
-def test_known_names_and_urls_with_a_checksum_may_be_asked_for(asked):
-    check_download(asked)
+def test_known_names_and_urls_with_a_checksum_are_accepted(value):
+    check_download(value)
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("value", "message"),
     [
         ("cifar11", r"expected one of cifar10, .*, or an http or https URL with its checksum, got 'cifar11'"),
         (f"file:///etc/passwd#{SHA}", "expected one of"),
@@ -344,18 +344,18 @@ def test_known_names_and_urls_with_a_checksum_may_be_asked_for(asked):
         ("https://a.org/x.npz#sha1=" + "0" * 40, "must end in its checksum"),
     ],
 )
-def test_other_downloads_are_refused_when_the_recipe_is_read(asked, message, tmp_path):
+def test_other_downloads_are_rejected_when_the_recipe_is_read(value, message, tmp_path):
     with pytest.raises(msgspec.ValidationError, match=message):
-        msgspec.convert({"download": asked}, DataConfig)
+        msgspec.convert({"download": value}, DataConfig)
     with pytest.raises(RecipeError, match=message):
-        check_download(asked)
+        check_download(value)
 
 
 def names(download: str, path: Path) -> list[str]:
     return [str(target.relative_to(path.parent)) for _, target in files_to_fetch(download, path)]
 
 
-def test_a_path_with_an_ending_is_the_file_and_another_the_folder(tmp_path):
+def test_a_path_with_a_suffix_is_a_file_and_one_without_a_folder(tmp_path):
     assert names("cifar10", tmp_path / "mine.tar.gz") == ["mine.tar.gz"]
     assert names("cifar10", tmp_path / "cifar") == ["cifar/cifar-10-python.tar.gz"]
     assert names("svhn", tmp_path / "svhn") == ["svhn/train_32x32.mat", "svhn/test_32x32.mat"]
@@ -367,7 +367,7 @@ def test_a_path_with_an_ending_is_the_file_and_another_the_folder(tmp_path):
     assert names(f"https://a.org/download?id=3#{SHA}", tmp_path / "web.npz") == ["web.npz"]
 
 
-def test_existing_files_are_not_fetched_again(tmp_path):
+def test_existing_files_are_not_downloaded_again(tmp_path):
     (tmp_path / "mine.tar.gz").touch()
     (tmp_path / "file").touch()
     assert names("cifar10", tmp_path / "mine.tar.gz") == names("cifar10", tmp_path / "file") == []
@@ -400,7 +400,7 @@ def test_a_download_needs_a_source_and_a_path(tmp_path):
 
 @pytest.fixture
 def published(server, tmp_path) -> str:
-    """Serve a small NumPy archive and return what a recipe says to fetch it."""
+    """Serve a small NumPy archive, and return the value of data.download for it."""
     rng = np.random.default_rng(1)
     np.savez(tmp_path / "published.npz", images=rng.integers(0, 256, (40, 8, 8, 3), np.uint8), labels=np.arange(40) % 4)
     server.content = (tmp_path / "published.npz").read_bytes()
@@ -409,9 +409,9 @@ def published(server, tmp_path) -> str:
 
 @pytest.mark.parametrize("path", ["images.npz", "images"])
 @pytest.mark.parametrize("name", ["ingest", "run"])
-def test_ingest_and_run_fetch_missing_files_once(server, published, tmp_path, command, monkeypatch, path, name):
-    whole = api.build_graph
-    monkeypatch.setattr(api, "build_graph", lambda *asked: whole(*asked)[:1])  # run would train, too
+def test_ingest_and_run_download_missing_files_once(server, published, tmp_path, command, monkeypatch, path, name):
+    build_graph = api.build_graph
+    monkeypatch.setattr(api, "build_graph", lambda *args: build_graph(*args)[:1])  # without training
     recipe = tmp_path / "my.toml"
     recipe.write_text(
         f'name = "mine"\n[data]\npath = "{path}"\ndownload = "{published}"\ntest = 4\nheldout = 4\n', encoding="utf-8"
@@ -428,10 +428,10 @@ def test_ingest_and_run_fetch_missing_files_once(server, published, tmp_path, co
     again = command(*words, "--download")
     assert again.code == 0
     assert "up to date" in again.err
-    assert len(server.asked) == 2, "once for its length"
+    assert len(server.asked) == 2, "one request is for the size"
 
 
-def test_a_wrong_checksum_ends_the_command_with_one_sentence(published, tmp_path, command):
+def test_a_wrong_checksum_ends_the_command_with_one_error_line(published, tmp_path, command):
     recipe = tmp_path / "my.toml"
     wrong = published[:-8] + "00000000"
     recipe.write_text(f'name = "mine"\n[data]\npath = "a.npz"\ndownload = "{wrong}"\ntest = 4\n', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pools on other file systems: links, files that others add, few open files, no permission."""
+"""Pools on real file systems: links, stray files, few open files, missing permissions."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def pool(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def linked(pool: Path, tmp_path: Path) -> Path:
-    """Return a pool of links, as the Hugging Face cache, DVC and git-annex lay one out."""
+    """Return a pool whose files are links, as in the Hugging Face cache, DVC and git-annex."""
     for path in pool.rglob("*"):
         if path.is_file():
             link = tmp_path / "linked" / path.relative_to(pool)
@@ -35,7 +35,7 @@ def linked(pool: Path, tmp_path: Path) -> Path:
     return tmp_path / "linked"
 
 
-def test_a_pool_whose_files_are_links_is_verified_read_pulled_and_pushed(pool, linked, tmp_path, command):
+def test_a_pool_of_links_can_be_verified_read_pulled_and_pushed(pool, linked, tmp_path, command):
     assert command("verify", linked).code == 0
     assert (lsmix.open_pool(linked).image[:] == lsmix.open_pool(pool).image[:]).all()
     assert lsmix.pull(str(linked), tmp_path / "pulled").moved_bytes > 0
@@ -46,18 +46,18 @@ def test_a_pool_whose_files_are_links_is_verified_read_pulled_and_pushed(pool, l
 
 
 @pytest.mark.parametrize("target", ["missing", "/dev/zero", ".", "loop", "other"])
-def test_a_link_to_anything_else_is_refused(target, linked, tmp_path):
+def test_links_to_other_files_are_rejected(target, linked, tmp_path):
     (linked / SHARD).unlink()
     (linked / SHARD).symlink_to({"loop": linked / SHARD, "other": tmp_path / "other"}.get(target, target))
     (tmp_path / "other").write_bytes(bytes((tmp_path / "pool" / SHARD).stat().st_size))
     with pytest.raises(CorruptError, match=SHARD):
         lsmix.verify(linked)
-    if target != "other":  # which the checksum of the chunk finds when it is read
+    if target != "other":  # detected later, by the CRC32C of the chunk
         with pytest.raises(CorruptError, match=SHARD):
             lsmix.open_pool(linked)
 
 
-def test_files_of_file_managers_and_hubs_are_ignored_and_mentioned(pool, tmp_path, command):
+def test_files_of_file_managers_and_hubs_are_ignored_and_reported(pool, tmp_path, command):
     for name in (".DS_Store", "pool.zarr/Thumbs.db", ".gitattributes", ".cache/huggingface/download/x.lock"):
         (pool / name).parent.mkdir(parents=True, exist_ok=True)
         (pool / name).write_bytes(b"x")
@@ -74,10 +74,10 @@ def test_files_of_file_managers_and_hubs_are_ignored_and_mentioned(pool, tmp_pat
 
 @contextmanager
 def few_open_files(more: int) -> Iterator[None]:
-    """Let this process open only so many files more than it has open already."""
-    table_reader._map_chunk.cache_clear()  # maps of other tests, which hold files open
+    """Limit this process to ``more`` additional open files."""
+    table_reader._map_chunk.cache_clear()  # maps of other tests keep files open
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = os.open(".", os.O_RDONLY)  # the lowest number that is free
+    used = os.open(".", os.O_RDONLY)  # the lowest free descriptor
     os.close(used)
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, limits[1]))
     try:
@@ -86,14 +86,14 @@ def few_open_files(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_a_pool_of_200_files_is_verified_and_streamed_with_100_open_files(tmp_path):
+def test_a_pool_of_200_files_can_be_verified_and_streamed_with_100_open_files(tmp_path):
     write_pool(tmp_path / "pool", rows=96, copies=1, chunk_rows=4, image_shape=(2, 2, 3))
     with few_open_files(100):
         assert lsmix.verify(tmp_path / "pool")["files"] >= 200
         assert sum(len(batch.images) for batch in lsmix.PoolLoader(lsmix.open_pool(tmp_path / "pool"), 32)) == 96
 
 
-def test_too_many_open_files_are_no_damage(tmp_path):
+def test_too_many_open_files_are_not_reported_as_damage(tmp_path):
     write_pool(tmp_path / "pool", rows=64, copies=1, chunk_rows=1)
     pool = lsmix.open_pool(tmp_path / "pool")
     with few_open_files(10), pytest.raises(SystemLimitError, match=r"Too many open files: .*'ulimit -n 4096'") as error:
@@ -102,14 +102,14 @@ def test_too_many_open_files_are_no_damage(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_missing_permission_is_no_damage(pool, command):
+def test_a_missing_permission_is_not_reported_as_damage(pool, command):
     (pool / SHARD).chmod(0)
     result = command("verify", pool)
     assert (result.code, "Permission denied" in result.err, "chmod" in result.err) == (1, True, True)
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(12, "Cannot allocate memory")])
-def test_a_file_that_the_system_does_not_map_is_no_damage(error, pool, monkeypatch):
+def test_a_failed_mmap_is_not_reported_as_damage(error, pool, monkeypatch):
     opened = lsmix.open_pool(pool)
 
     def refuse(*_args, **_options):

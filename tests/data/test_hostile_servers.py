@@ -1,4 +1,4 @@
-"""URLs that lead elsewhere, servers that never end, schedulers that are none, and a cache that others can change."""
+"""Hostile URLs, endless responses, unusable schedulers, interrupts, and caches that other users can write to."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ def own_folder(monkeypatch, tmp_path):
 
 
 def template(folder):
-    """Return the URL of references whose templates, where fsspec fills them in, run a command."""
+    """Return the URL of fsspec references with a template that runs a command when it is rendered."""
     run = f"{{{{ cycler.__init__.__globals__.os.system('touch {folder}/ran') }}}}"
     content = {"version": 1, "templates": {"u": run}, "gen": [], "refs": {"manifest.json": ["{{u}}"]}}
     return f"reference://::data:application/json;base64,{base64.b64encode(json.dumps(content).encode()).decode()}"
@@ -69,7 +69,7 @@ def test_a_url_in_a_recipe_runs_no_code_and_connects_to_nothing(words, field, ki
         recipe = tmp_path / "mine.toml"
         section, _, key = field.rpartition(".")
         text = tiny_recipe.read_text().replace(f"[{section}]", f"[{section}]\n{key} = {url!r}")
-        if section == "flow":  # its path is all that a flow from elsewhere has
+        if section == "flow":  # a flow with a path has no other fields
             text = text[: text.index("[flow]")] + f"[flow]\npath = {url!r}\n" + text[text.index("[latents]") :]
         recipe.write_text(text)
         result = command(words[0], recipe, *words[1:], "--workspace", tmp_path / "runs")
@@ -77,15 +77,15 @@ def test_a_url_in_a_recipe_runs_no_code_and_connects_to_nothing(words, field, ki
             server.accept()
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith("error: ")
-    assert f"uses the scheme '{kind}', which lsmix does not read" in result.err
+    assert f"uses the scheme '{kind}', which lsmix does not support" in result.err
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         *(
-            (f"{kind}://a/b", "does not read")
+            (f"{kind}://a/b", "does not support")
             for kind in ("dask", "reference", "ftp", "sftp", "github", "zip", "local", "")
         ),
         ("simplecache::http://a/b", "chained"),
@@ -97,35 +97,37 @@ def test_a_url_in_a_recipe_runs_no_code_and_connects_to_nothing(words, field, ki
         ("s3://b[/x", "not a valid URL"),
         ("http://h:99999/x", "not a valid URL"),
         ("http://h:port/x", "not a valid URL"),
-        ("http://exämple☃/x", "beyond ASCII"),
-        ("http://h/a b", "holds spaces"),
+        ("http://exämple☃/x", "non-ASCII"),
+        ("http://h/a b", "contains spaces"),
         ("http://h/a\nb", "control characters"),
         ("s3://b/\x1b[31m", "control characters"),
         (" http://h/x", "at its ends"),
         ("http://h/\udc80", "control characters"),
         (f"http://{'a' * 64}/x", "not a valid URL"),
         ("http://a..b/x", "not a valid URL"),
-        ("https:///x", "names no host"),
-        ("http://:80/x", "names no host"),
-        ("s3://", "names no bucket"),
-        ("s3:///x", "names no bucket"),
-        ("hf://", "names no bucket"),
+        ("https:///x", "has no host"),
+        ("http://:80/x", "has no host"),
+        ("s3://", "has no bucket"),
+        ("s3:///x", "has no bucket"),
+        ("hf://", "has no bucket"),
         ("file://host/x", "on another host"),
         ("file://localhost", "not a valid file URL"),
         ("file:///a%00b", "not a valid file URL"),
         ("file:///a#b", "not a valid file URL"),
     ],
 )
-def test_a_url_of_another_kind_or_form_is_refused_everywhere_in_one_sentence(url, said, pool, tmp_path, command):
-    for take in (
+def test_unsupported_and_invalid_urls_are_rejected_everywhere_with_one_error_line(
+    url, message, pool, tmp_path, command
+):
+    for action in (
         checked_url,
         open_remote,
         lsmix.open_pool,
         Workspace,
         lambda url: lsmix.pull(url, tmp_path / "x"),
     ):
-        with pytest.raises(RecipeError, match=said):
-            take(url)
+        with pytest.raises(RecipeError, match=message):
+            action(url)
     result = command("pull", url, tmp_path / "x")
     assert (result.code, len(result.err.splitlines())) == (1, 1), result.err
     with pytest.raises(LsmixError):
@@ -133,7 +135,7 @@ def test_a_url_of_another_kind_or_form_is_refused_everywhere_in_one_sentence(url
 
 
 @pytest.mark.parametrize("url", ["http://ann:secret@h/x", "s3://key:secret@bucket/x", "https://ann@h/x"])
-def test_a_url_with_a_user_or_password_is_refused_without_showing_it(url):
+def test_a_url_with_user_or_password_is_rejected_without_showing_the_password(url):
     with pytest.raises(RecipeError, match="user name or password") as caught:
         open_remote(url)
     assert "secret" not in str(caught.value)
@@ -152,14 +154,14 @@ def test_a_url_with_a_user_or_password_is_refused_without_showing_it(url):
         ("memory://", "memory://"),
     ],
 )
-def test_a_plain_url_passes_with_its_scheme_in_lower_case(url, normal):
+def test_valid_urls_are_returned_with_the_scheme_in_lower_case(url, normal):
     assert checked_url(url) == normal
 
 
 @pytest.mark.parametrize(
     "section", ["", "[data]\n", "[flow]\n", "[latents]\n", "[pools.lsmix]\n", "[classifier]\n", "[run]\n", "[dask]\n"]
 )
-def test_a_schedulers_address_is_never_taken_from_a_recipe(section, tmp_path, command):
+def test_a_recipe_cannot_set_the_address_of_a_scheduler(section, tmp_path, command):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         recipe = tmp_path / "mine.toml"
@@ -177,50 +179,50 @@ def test_a_schedulers_address_is_never_taken_from_a_recipe(section, tmp_path, co
 
 OK = b"HTTP/1.1 200 OK\r\n"
 ENDLESS = {
-    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0, "without end"),
-    "slow 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02, "less than|timed out"),
-    "slow headers": (OK, b"X", 0.02, "less than|timed out"),
-    "trailers": (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n", 0, "without end"),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0, "endless"),
+    "slow 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02, "timed out"),
+    "slow headers": (OK, b"X", 0.02, "timed out"),
+    "trailers": (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n", 0, "endless"),
     "chunk extensions": (
         OK + b"Transfer-Encoding: chunked\r\n\r\n",
         b"1;" + b"x" * 8000 + b"\r\na\r\n",
         0.02,
-        "less than|timed out",
+        "timed out",
     ),
-    "slow body": (OK + b"Content-Length: 1000000\r\n\r\n", b"x", 0.02, "less than|timed out"),
-    "silence": (b"", b"", 0, "timed out|less than"),
+    "slow body": (OK + b"Content-Length: 1000000\r\n\r\n", b"x", 0.02, "timed out"),
+    "silence": (b"", b"", 0, "timed out"),
 }
 
 
-@pytest.mark.parametrize(("head", "more", "seconds", "said"), ENDLESS.values(), ids=ENDLESS)
-def test_a_server_that_never_ends_times_out(head, more, seconds, said, monkeypatch):
+@pytest.mark.parametrize(("head", "more", "seconds", "message"), ENDLESS.values(), ids=ENDLESS)
+def test_an_endless_or_slow_response_times_out(head, more, seconds, message, monkeypatch):
     monkeypatch.setattr(web, "_PATIENCE_SECONDS", 0.15)
     monkeypatch.setattr(web, "_MOST_OTHER_BYTES", 1 << 16)
     monkeypatch.setattr(remote, "PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.15)
-    with scripted_server(head, more, seconds=seconds) as (url, came):
+    with scripted_server(head, more, seconds=seconds) as (url, requests):
         place = open_remote(url)
-        with pytest.raises(DownloadError, match=said):
+        with pytest.raises(DownloadError, match=message):
             place.read("manifest.json", 1 << 30)
-        assert len(came) == 2
+        assert len(requests) == 2
 
 
-def test_redirects_in_a_circle_end_and_their_pages_are_not_read():
-    with scripted_server(b"HTTP/1.1 302 Found\r\nLocation: /x y\r\n\r\n", b"x" * 100) as (url, came):
-        with pytest.raises(DownloadError, match=r"it leads on and on, last to 'http://127.0.0.1:\d+/x%20y'"):
+def test_circular_redirects_end_without_reading_their_pages():
+    with scripted_server(b"HTTP/1.1 302 Found\r\nLocation: /x y\r\n\r\n", b"x" * 100) as (url, requests):
+        with pytest.raises(DownloadError, match=r"too many redirects, the last to 'http://127.0.0.1:\d+/x%20y'"):
             open_remote(url).read("manifest.json", 1 << 30)
-        assert len(came) == 6
+        assert len(requests) == 6
 
 
-def test_a_byte_an_attempt_is_not_taken_for_progress(served, tmp_path):
+def test_one_byte_per_attempt_does_not_count_as_progress(served, tmp_path):
     served.cuts = _Always(1, but="pool/manifest.json")
-    with pytest.raises(DownloadError, match="cannot be fetched"):
+    with pytest.raises(DownloadError, match="cannot be downloaded"):
         pull_artifact(f"{served.url}/pool", tmp_path / "here", Meter())
     assert max(Counter(path for path, _ in served.asked).values()) <= 4
 
 
 class _Always(dict):
-    """Cuts every answer, but those of one path."""
+    """Truncates every response except those for one path."""
 
     def __init__(self, cut, but):
         self._cut, self._but = cut, but
@@ -241,14 +243,14 @@ class _Always(dict):
         "dask://127.0.0.1/x",
     ],
 )
-def test_a_redirect_to_an_unsupported_url_is_one_sentence(location, command):
+def test_a_redirect_to_an_unsupported_url_is_one_error_line(location, command):
     with scripted_server(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()) as (
         url,
-        came,
+        requests,
     ):
         result = command("pull", url, "here")
     assert (result.code, len(result.err.splitlines())) == (1, 1), result.err
-    assert len(came) == 1
+    assert len(requests) == 1
 
 
 @pytest.mark.parametrize("call", ["size", "entries", "write", "remove"])
@@ -281,7 +283,7 @@ os._exit(0)
 """
 
 
-def test_a_scheduler_that_is_silent_or_a_web_server_or_without_tls_is_one_sentence():
+def test_unusable_schedulers_are_reported_in_one_line_each():
     with scripted_server(b"") as (silent, _), scripted_server(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9) as (web, _):
         addresses = [url.replace("http", "tcp").removesuffix("/pool") for url in (silent, web)]
         addresses += [
@@ -307,15 +309,15 @@ def test_a_scheduler_that_is_silent_or_a_web_server_or_without_tls_is_one_senten
 
 @contextmanager
 def interrupted():
-    """Send this process one SIGINT in a moment, and expect that it ends the block long before any limit."""
+    """Send this process a SIGINT after 0.1 s, and check that it ends the block long before any timeout."""
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    begun = time.monotonic()
+    start = time.monotonic()
     with graceful_signals():
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             yield
     timer.join()
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize("what", ["answer", "body", "pause", "store", "lock", "copy"])
@@ -347,7 +349,7 @@ def test_the_first_ctrl_c_ends_the_threads_of_a_pull(served, tmp_path):
     wait, answer = threading.Event(), served.RequestHandlerClass.do_GET
 
     class Stalling(served.RequestHandlerClass):
-        def do_GET(self):  # noqa: N802 - as its base calls it
+        def do_GET(self):  # noqa: N802 - named by the base class
             if "manifest.json" not in self.path:
                 wait.wait(60)
             answer(self)
@@ -363,7 +365,7 @@ def test_the_first_ctrl_c_ends_the_threads_of_a_pull(served, tmp_path):
 # The cache.
 
 
-def test_a_cached_input_of_a_remote_workspace_whose_bytes_were_swapped_is_fetched_again(pool):
+def test_damaged_cached_inputs_of_a_remote_workspace_are_downloaded_again(pool):
     lsmix.push(pool, "memory://runs/mix/mine-0123456789ab")
     workspace, content = Workspace("memory://runs"), (pool / SHARD).read_bytes()
     flip(workspace.find("mix", "0123456789ab").file(SHARD))
@@ -373,7 +375,7 @@ def test_a_cached_input_of_a_remote_workspace_whose_bytes_were_swapped_is_fetche
     assert (workspace.local_copy(found) / SHARD).read_bytes() == content
 
 
-def test_a_cache_that_others_may_write_to_is_refused(served, monkeypatch):
+def test_a_cache_that_other_users_can_write_to_is_rejected(served, monkeypatch):
     cache = Path(os.environ["LSMIX_CACHE"])
     uses = {
         "copies": lambda: lsmix.verify(f"{served.url}/pool"),
@@ -386,7 +388,7 @@ def test_a_cache_that_others_may_write_to_is_refused(served, monkeypatch):
         (cache / within).chmod(mode)
         for name, use in uses.items():
             if within in ("", name):
-                with pytest.raises(LsmixError, match=r"other users may write to the cache .* Run 'chmod go-w'"):
+                with pytest.raises(LsmixError, match=r"other users can write to it .* Run 'chmod go-w'"):
                     use()
         (cache / within).chmod(0o755)
     for use in uses.values():
@@ -397,7 +399,7 @@ def test_a_cache_that_others_may_write_to_is_refused(served, monkeypatch):
             use()
 
 
-def test_a_cache_made_under_a_loose_umask_is_private(served):
+def test_a_cache_created_under_a_loose_umask_is_private(served):
     before = os.umask(0o002)
     try:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Locks on files: exclusive, shared, free after their holder, and left out with one warning where a file system has none."""
+"""File locks: exclusive, shared, released at the end, and skipped with a warning on file systems without locks."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from lsmix.data.atomic import locked_file
 from lsmix.data.errors import LockedError
 
 
-def test_a_lock_is_held_alone_and_freed_at_the_end(tmp_path):
+def test_a_lock_is_exclusive_and_released_at_the_end(tmp_path):
     path = tmp_path / "lock"
     with locked_file(path), pytest.raises(LockedError, match="being written by another run"), locked_file(path):
         pass
@@ -19,15 +19,15 @@ def test_a_lock_is_held_alone_and_freed_at_the_end(tmp_path):
         pass
 
 
-def test_shared_locks_are_held_together_and_keep_out_one_that_is_not(tmp_path):
+def test_shared_locks_coexist_and_exclude_an_exclusive_lock(tmp_path):
     path = tmp_path / "lock"
-    refused = pytest.raises(LockedError, match="said so")
-    with locked_file(path, shared=True), locked_file(path, shared=True), refused, locked_file(path, message="said so"):
+    refused = pytest.raises(LockedError, match="is busy")
+    with locked_file(path, shared=True), locked_file(path, shared=True), refused, locked_file(path, message="is busy"):
         pass
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_gets_one_warning_that_names_the_folder(code, tmp_path, monkeypatch):
+def test_a_file_system_without_locks_causes_one_warning_per_folder(code, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(code, "no locks")
 
@@ -41,11 +41,11 @@ def test_a_file_system_without_locks_gets_one_warning_that_names_the_folder(code
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with locked_file(tmp_path / "b") as stream:
-            stream.write(b"goes on")
-    assert (tmp_path / "b").read_bytes() == b"goes on"
+            stream.write(b"continues")
+    assert (tmp_path / "b").read_bytes() == b"continues"
 
 
-def test_another_error_of_a_lock_is_raised(tmp_path, monkeypatch):
+def test_other_errors_of_flock_are_raised(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EIO, "broken")
 

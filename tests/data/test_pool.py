@@ -1,4 +1,4 @@
-"""Pools and latents: what is written is read back, and only a complete, listed, undamaged artifact is opened."""
+"""Pools and latents: reading returns the written values, and only complete, intact artifacts are opened."""
 
 import json
 import multiprocessing
@@ -16,7 +16,7 @@ from lsmix.data.pool import create_pool, open_pool, pool_store, write_pool_shard
 
 
 def pool_rows(rows):
-    """Return invented contents of a pool."""
+    """Return random columns of a pool."""
     draw = np.random.default_rng(rows)
     return {
         "image": draw.integers(0, 256, (rows, 4, 6, 3), dtype=np.uint8),
@@ -35,7 +35,7 @@ def write_pool(folder, **options):
     shape = {"rows": 22, "chunk_rows": 8, "image_shape": (4, 6, 3), "method": "ls-mix"}
     return factory.write_pool(
         folder,
-        columns=lambda here: {name: values[here] for name, values in pool_rows(22).items()},
+        columns=lambda part: {name: values[part] for name, values in pool_rows(22).items()},
         counts={"ok": 5},
         **shape,
         **options,
@@ -47,7 +47,7 @@ def folder(tmp_path):
     return write_pool(tmp_path / "mix-0123456789ab")
 
 
-def test_a_pool_gives_back_what_was_written(folder):
+def test_a_pool_returns_the_written_values(folder):
     pool, expected = open_pool(folder), pool_rows(22)
     assert len(pool) == 22
     for name, rows in expected.items():
@@ -77,28 +77,28 @@ def test_a_pool_is_a_sequence(folder):
             np.testing.assert_array_equal(got.image, every[row].image)
             assert got[1:] == every[row][1:] == pool[row][1:]
     assert pool[np.int64(3)].lam == every[3].lam
-    with pytest.raises(TypeError, match="picked by integers, got float64"):
+    with pytest.raises(TypeError, match="indexed by integers, got float64"):
         pool[1.5]
 
 
 @pytest.mark.parametrize("index", [22, -23, [1, 22]])
-def test_a_sample_outside_is_an_index_error(folder, index):
-    with pytest.raises(IndexError, match=r"sample -?2\d is outside of pool .* which has 22 images"):
+def test_a_sample_out_of_range_raises_index_error(folder, index):
+    with pytest.raises(IndexError, match=r"sample -?2\d is out of range: pool .* has 22 images"):
         open_pool(folder)[index]
 
 
-def test_info_is_ready_for_json_and_says_what_the_pool_is(folder):
+def test_info_can_be_encoded_as_json_and_describes_the_pool(folder):
     info = json.loads(json.dumps(open_pool(folder).info))
     assert (info["method"], info["images"], info["cache_key"]) == ("ls-mix", 22, "0123456789ab")
     assert (info["counts"], info["attributes"]["copies"]) == ({"ok": 5}, 2)
     assert "22 images 4×6×3" in repr(open_pool(folder))
 
 
-def test_the_path_may_point_at_the_columns_and_be_text(folder):
+def test_the_path_may_be_a_string_that_ends_in_pool_zarr(folder):
     assert len(open_pool(str(folder / "pool.zarr"))) == 22
 
 
-def test_the_content_digest_covers_chunks_and_not_the_metadata_of_zarr(folder):
+def test_the_content_digest_covers_chunks_but_not_zarr_metadata(folder):
     files = [file for file in open_pool(folder).manifest.files if file.path.startswith("pool.zarr/")]
     assert [file for file in files if not file.payload] == [file for file in files if file.path.endswith("zarr.json")]
 
@@ -137,7 +137,7 @@ def test_any_zarr_library_reads_a_pool(folder, read):
         np.testing.assert_array_equal(np.asarray(columns[name]), rows)
 
 
-def test_dimensions_have_names_that_xarray_takes_for_all_columns_together(tmp_path):
+def test_xarray_accepts_the_dimension_names_of_all_columns_together(tmp_path):
     xarray = pytest.importorskip("xarray")
     written = xarray.open_zarr(factory.write_pool(tmp_path, sources=4) / "pool.zarr", consolidated=False)
     assert written.image.dims == ("row", "height", "width", "channel")
@@ -145,7 +145,7 @@ def test_dimensions_have_names_that_xarray_takes_for_all_columns_together(tmp_pa
     assert written.attrs["class_names"] == list(factory.CLASSES)
 
 
-def test_rows_that_zarr_reads_differently_are_found(folder, monkeypatch):
+def test_differences_to_zarr_python_are_detected(folder, monkeypatch):
     pool = open_pool(folder)
     pool.columns.check_against_zarr()
     row = len(pool) - 1
@@ -156,7 +156,7 @@ def test_rows_that_zarr_reads_differently_are_found(folder, monkeypatch):
         pool.columns.check_against_zarr()
 
 
-def test_a_pool_can_be_sent_to_another_process(folder):
+def test_a_pool_can_be_pickled_to_another_process(folder):
     pool = pickle.loads(pickle.dumps(open_pool(folder)))
     np.testing.assert_array_equal(pool.image[:], pool_rows(22)["image"])
     with multiprocessing.get_context("spawn").Pool(1) as processes:
@@ -165,14 +165,14 @@ def test_a_pool_can_be_sent_to_another_process(folder):
 
 def test_an_unfinished_pool_is_not_opened(tmp_path):
     write_pool(tmp_path / "p", complete=False)
-    with pytest.raises(MissingError, match=r"has no manifest\.json: it is unfinished"):
+    with pytest.raises(MissingError, match=r"has no manifest\.json: it is not an artifact, or it is unfinished"):
         open_pool(tmp_path / "p")
     assert pool_store(tmp_path / "p").is_written(2)
-    with pytest.raises(MissingError, match="no such folder"):
+    with pytest.raises(MissingError, match="the folder does not exist"):
         open_pool(tmp_path / "nothing")
 
 
-def test_every_single_file_is_missed_when_it_is_gone_or_of_another_size(folder):
+def test_missing_files_and_wrong_sizes_are_detected(folder):
     for path in sorted((folder / "pool.zarr").rglob("*")):
         if path.is_file():
             content = path.read_bytes()
@@ -186,23 +186,23 @@ def test_every_single_file_is_missed_when_it_is_gone_or_of_another_size(folder):
     open_pool(folder)
 
 
-def test_any_damaged_shard_is_found_by_reading_it(folder):
+def test_reading_a_damaged_shard_raises_an_error(folder):
     for path in sorted((folder / "pool.zarr").glob("*/c/**/*")):
         if path.is_file():
             factory.flip(path, 5)
             pool = open_pool(folder)
-            with pytest.raises(CorruptError, match="is damaged: its checksum does not fit"):
+            with pytest.raises(CorruptError, match="is damaged: its checksum does not match"):
                 _ = [pool[row] for row in range(len(pool))]
             factory.flip(path, 5)
 
 
-def test_columns_that_the_manifest_does_not_list_do_not_count(tmp_path):
+def test_columns_that_are_not_in_the_manifest_are_ignored(tmp_path):
     write_pool(tmp_path / "p", complete=False)
     hidden = tmp_path / "p/pool.zarr/lam"
     hidden.rename(tmp_path / "lam")
     factory.complete_artifact(tmp_path / "p")
     (tmp_path / "lam").rename(hidden)
-    with pytest.raises(FormatError, match="is no pool: expected the columns"):
+    with pytest.raises(FormatError, match="is not a pool: expected the columns"):
         open_pool(tmp_path / "p")
 
 
@@ -219,12 +219,12 @@ def change_attributes(folder, **attributes):
     [
         ({"format_version": 2}, FormatError, "has format 2; this version of lsmix reads format 1"),
         ({"format_version": None}, FormatError, "has format None"),
-        ({"copies": 3}, CorruptError, "3 copies of 11 images do not make 22 rows"),
-        ({"copies": "2"}, CorruptError, r"its attributes are wrong: .*copies"),
-        ({"class_names": []}, CorruptError, r"its attributes are wrong: .*class_names"),
+        ({"copies": 3}, CorruptError, "3 copies of 11 images do not add up to 22 rows"),
+        ({"copies": "2"}, CorruptError, r"has invalid attributes: .*copies"),
+        ({"class_names": []}, CorruptError, r"has invalid attributes: .*class_names"),
     ],
 )
-def test_a_pool_of_another_format_or_that_contradicts_itself_is_refused(folder, attributes, error, message):
+def test_unsupported_formats_and_inconsistent_attributes_are_rejected(folder, attributes, error, message):
     change_attributes(folder, **attributes)
     with pytest.raises(error, match=message):
         open_pool(folder)
@@ -233,12 +233,12 @@ def test_a_pool_of_another_format_or_that_contradicts_itself_is_refused(folder, 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("label_a", 3, "in row 5 label_a is 3, but there are classes 0 to 2"),
-        ("label_b", -1, "in row 5 label_b is -1, but there are classes 0 to 2"),
-        ("share_b", 1.5, "in row 5 share_b is 1.5, but expected 0 to 1"),
-        ("share_b", np.nan, "in row 5 share_b is nan, but expected 0 to 1"),
-        ("lam", -0.1, "in row 5 lam is -0.1.*, but expected 0 to 1"),
-        ("status", 3, r"in row 5 status is 3, but expected 0 to 2 \(ok, redrawn, replaced\)"),
+        ("label_a", 3, "in row 5 label_a is 3, but the classes are 0 to 2"),
+        ("label_b", -1, "in row 5 label_b is -1, but the classes are 0 to 2"),
+        ("share_b", 1.5, "in row 5 share_b is 1.5, but must be from 0 to 1"),
+        ("share_b", np.nan, "in row 5 share_b is nan, but must be from 0 to 1"),
+        ("lam", -0.1, "in row 5 lam is -0.1.*, but must be from 0 to 1"),
+        ("status", 3, r"in row 5 status is 3, but must be from 0 to 2 \(ok, redrawn, replaced\)"),
         ("source_b", -1, "in row 5 source_b is -1, but the training split has rows 0 to 7"),
         ("source_a", 8, "in row 5 source_a is 8, but the training split has rows 0 to 7"),
     ],
@@ -255,8 +255,8 @@ def test_values_out_of_range_are_not_written(tmp_path, name, value, message):
 
 
 @pytest.mark.parametrize("change", [{"copies": 0}, {"images_per_copy": 0}, {"class_names": ()}])
-def test_a_pool_without_images_or_classes_cannot_be_made(tmp_path, change):
-    facts = {
+def test_a_pool_without_images_or_classes_cannot_be_created(tmp_path, change):
+    fields = {
         "images_per_copy": 4,
         "copies": 1,
         "image_shape": (4, 6, 3),
@@ -264,7 +264,7 @@ def test_a_pool_without_images_or_classes_cannot_be_made(tmp_path, change):
         "method": "mixup",
     }
     with pytest.raises(ValueError, match="a pool needs"):
-        create_pool(tmp_path, **(facts | change))
+        create_pool(tmp_path, **(fields | change))
 
 
 def latent_rows(rows):
@@ -285,7 +285,7 @@ def write_latents(folder, rows):
     factory.complete_artifact(folder, stage="encode")
 
 
-def test_latents_give_back_what_was_written(tmp_path):
+def test_latents_return_the_written_values(tmp_path):
     write_latents(tmp_path, 19)
     latents, expected = open_latents(tmp_path), latent_rows(19)
     for name, rows in expected.items():
@@ -302,19 +302,19 @@ def test_latents_must_be_finite(tmp_path):
     create_latents(tmp_path, rows=8, dim=12)
     rows = latent_rows(8)
     rows["z"][3, 4] = np.inf
-    with pytest.raises(ValueError, match="'z' is not finite"):
+    with pytest.raises(ValueError, match="'z' has values that are not finite"):
         write_latent_shard(tmp_path, 0, rows)
     assert not latent_store(tmp_path).is_written(0)
 
 
-def test_pools_and_latents_are_not_taken_for_each_other(folder, tmp_path):
-    with pytest.raises(MissingError, match="no columns at"):
+def test_pools_are_not_opened_as_latents(folder, tmp_path):
+    with pytest.raises(MissingError, match="no table at"):
         open_latents(folder)
     (folder / "pool.zarr").rename(folder / "latents.zarr")
     for name in ("README.md", "samples.csv"):
         (folder / name).unlink()
     factory.complete_artifact(folder, stage="encode")
-    with pytest.raises(FormatError, match="holds no latents"):
+    with pytest.raises(FormatError, match="contains no latents"):
         open_latents(folder)
     write_latents(tmp_path / "z", 4)
     path = tmp_path / "z/latents.zarr/zarr.json"

@@ -1,4 +1,4 @@
-"""plan.json: one model writes and reads it, and the schema of columns bounds what a pool may hold."""
+"""plan.json is written and read by the same model, and the column schema limits the values of a pool."""
 
 import msgspec
 import numpy as np
@@ -13,25 +13,25 @@ ORIGIN = {"content_digest": "ab" * 32, "config": {"limit": 5}, "licence": "MIT",
 
 
 @pytest.mark.parametrize("method", ["ls-mix", "cutmix"])
-def test_a_plan_that_is_read_and_written_has_the_same_bytes(tmp_path, method):
+def test_reading_and_writing_a_plan_keeps_its_bytes(tmp_path, method):
     (tmp_path / PLAN_NAME).write_bytes(invented_plan(ORIGIN, method))
     assert read_spec(tmp_path).to_json() == (tmp_path / PLAN_NAME).read_bytes()
 
 
-def test_a_plan_holds_every_setting_of_the_pool(tmp_path):
+def test_a_plan_contains_every_setting_of_the_pool(tmp_path):
     (tmp_path / PLAN_NAME).write_bytes(invented_plan(ORIGIN))
     written = msgspec.json.decode((tmp_path / PLAN_NAME).read_bytes())
     assert set(written["pool"]) == set(PoolConfig.__struct_fields__)
     assert set(written) == {"format_version", "stage_version", "pool", "inputs", "origin", "latents", "dim"}
 
 
-def test_a_pool_gives_only_the_plan_that_its_manifest_lists(invented_pool):
+def test_a_pool_rejects_a_plan_that_differs_from_its_manifest(invented_pool):
     folder = invented_pool()
     assert open_pool(folder).spec == read_spec(folder)
     content = (folder / PLAN_NAME).read_bytes()
     (folder / PLAN_NAME).write_bytes(content.replace(b'"alpha": 0.4', b'"alpha": 0.5'))
     pool = open_pool(folder)
-    with pytest.raises(CorruptError, match="is not the file that the manifest lists"):
+    with pytest.raises(CorruptError, match="differs from the file listed in the manifest"):
         assert pool.spec
     (folder / PLAN_NAME).unlink()
     with pytest.raises(MissingError, match="no plan at"):
@@ -55,7 +55,7 @@ def test_a_pool_has_exactly_the_declared_columns(tmp_path):
     ]
 
 
-def test_rows_are_read_only_if_every_value_is_in_its_range(invented_pool, monkeypatch):
+def test_reading_a_value_out_of_range_raises_an_error(invented_pool, monkeypatch):
     pool = open_pool(invented_pool(sources=4, corners=True))
     for name, column in POOL_COLUMNS.items():
         if column.kind == "pixel":

@@ -1,4 +1,4 @@
-"""Push writes only into an empty folder, or into one that a push of the same artifact began."""
+"""Push writes only to an empty folder or one with an unfinished push of the same artifact."""
 
 import shutil
 import subprocess
@@ -32,32 +32,32 @@ def put(place, name, text):
 
 
 def listing(place):
-    there, root = fsspec.url_to_fs(place)
-    return {path.removeprefix(root): there.cat_file(path) for path in there.find(root)}
+    fs, root = fsspec.url_to_fs(place)
+    return {path.removeprefix(root): fs.cat_file(path) for path in fs.find(root)}
 
 
 @pytest.mark.parametrize("name", ["README.md", "deep/folder/x"])
-def test_a_push_leaves_a_folder_alone_that_holds_something_else(artifact, place, name):
+def test_a_push_does_not_change_a_folder_with_other_content(artifact, place, name):
     put(place, name, "of its owner")
     before = listing(place)
-    with pytest.raises(RecipeError, match="is not empty: it holds"):
+    with pytest.raises(RecipeError, match="is not empty: it contains"):
         push(artifact, place)
     assert listing(place) == before
 
 
-def test_a_push_leaves_the_half_pushed_artifact_of_another_alone(artifact, place, tmp_path):
+def test_a_push_does_not_change_an_unfinished_push_of_another_artifact(artifact, place, tmp_path):
     other = write_pool(tmp_path / "other", seed=1)
     with pytest.raises(KeyboardInterrupt):
         push_artifact(other, place, Meter(stop_at=5000))
     before = listing(place)
-    with pytest.raises(RecipeError, match="another artifact is being pushed to"):
+    with pytest.raises(RecipeError, match="contains an unfinished push of another artifact"):
         push(artifact, place)
     assert listing(place) == before
     push(other, place)
     assert pull(place, tmp_path / "here").content_digest == read_manifest(other).content_digest
 
 
-def test_a_push_goes_on_with_the_same_pool_and_another_readme(artifact, place):
+def test_a_push_is_resumed_after_an_edit_of_the_readme(artifact, place):
     reseal(artifact)
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, place, Meter(stop_at=5000))
@@ -66,7 +66,7 @@ def test_a_push_goes_on_with_the_same_pool_and_another_readme(artifact, place):
     assert verify(place)["edited"] == []
 
 
-def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, tmp_path):
+def test_a_killed_push_is_resumed_and_leaves_no_claim(artifact, tmp_path):
     target = str(tmp_path / "stick")
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom places import Meter\n"
@@ -83,9 +83,7 @@ def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, 
     assert verify(target)["content_digest"] == read_manifest(artifact).content_digest
 
 
-def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by_the_next(
-    artifact, tmp_path, monkeypatch
-):
+def test_a_push_stopped_after_the_manifest_is_complete_and_the_next_removes_the_claim(artifact, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -99,24 +97,24 @@ def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by
     assert not (tmp_path / "stick/work").exists()
 
 
-def test_one_of_two_pushes_that_begin_at_once_is_refused(artifact, place, tmp_path, monkeypatch):
+def test_one_of_two_concurrent_pushes_is_rejected(artifact, place, tmp_path, monkeypatch):
     other, in_parallel = write_pool(tmp_path / "other", seed=1), transfer._in_parallel
 
-    def meanwhile(batches, *words):
-        if len(batches) > 1:  # the note was sent before
-            note = tmp_path / "note"
-            note.write_bytes(transfer._note(read_manifest(other)))
-            transfer.open_remote(place).write("work/push.json", note)
-        return in_parallel(batches, *words)
+    def with_concurrent_push(batches, *args):
+        if len(batches) > 1:  # the claim of the first push has been sent
+            claim = tmp_path / "claim"
+            claim.write_bytes(transfer._claim_of(read_manifest(other)))
+            transfer.open_remote(place).write("work/push.json", claim)
+        return in_parallel(batches, *args)
 
-    monkeypatch.setattr(transfer, "_in_parallel", meanwhile)
-    with pytest.raises(RecipeError, match="another artifact is being pushed to"):
+    monkeypatch.setattr(transfer, "_in_parallel", with_concurrent_push)
+    with pytest.raises(RecipeError, match="contains an unfinished push of another artifact"):
         push(artifact, place)
     assert not [name for name in listing(place) if name.endswith("manifest.json")]
 
 
 @pytest.mark.parametrize("linked", ["pool.zarr", "pool.zarr/image", "work"])
-def test_a_push_follows_no_link_in_place_of_a_folder(artifact, tmp_path, linked):
+def test_a_push_does_not_follow_links_to_folders(artifact, tmp_path, linked):
     target, outside = tmp_path / "stick", tmp_path / "outside"
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, str(target), Meter(stop_at=1))
@@ -125,21 +123,21 @@ def test_a_push_follows_no_link_in_place_of_a_folder(artifact, tmp_path, linked)
     (target / linked).parent.mkdir(exist_ok=True)
     (target / linked).symlink_to(outside)
     if linked == "work":
-        (outside / "push.json").write_bytes(transfer._note(read_manifest(artifact)))
+        (outside / "push.json").write_bytes(transfer._claim_of(read_manifest(artifact)))
     before = sorted(outside.rglob("*"))
-    with pytest.raises(RecipeError, match="is a link, and lsmix writes to no folder through one"):
+    with pytest.raises(RecipeError, match="is a link, and lsmix does not write through links to folders"):
         push(artifact, str(target))
     assert sorted(outside.rglob("*")) == before
 
 
-def test_a_push_refuses_a_link_to_a_file_and_leaves_the_file(artifact, tmp_path):
+def test_a_push_does_not_overwrite_the_target_of_a_link(artifact, tmp_path):
     target, mine = tmp_path / "stick", tmp_path / "README.md"
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, str(target), Meter(stop_at=1))
     mine.write_text("mine")
     (target / "README.md").unlink(missing_ok=True)
     (target / "README.md").symlink_to(mine)
-    with pytest.raises(RecipeError, match="it is a link, and only regular files are replaced"):
+    with pytest.raises(RecipeError, match="it is a link, and lsmix replaces only regular files"):
         push(artifact, str(target))
     assert mine.read_text() == "mine"
 
@@ -150,7 +148,7 @@ def test_a_new_repository_of_the_hub_counts_as_empty(artifact, place):
     assert push(artifact, place).moved_files == 0
 
 
-def test_a_file_in_place_of_the_folder_is_refused(artifact, tmp_path):
+def test_a_push_to_a_file_is_rejected(artifact, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RecipeError, match="is no folder"):
+    with pytest.raises(RecipeError, match="is not a folder"):
         push(artifact, str(tmp_path / "file"))

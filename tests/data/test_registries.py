@@ -1,4 +1,4 @@
-"""What is found by name: built-in entries load, and entry points of other packages add to them."""
+"""Registries: built-in entries can be loaded, and entry points of other packages add more."""
 
 import importlib.metadata
 import re
@@ -19,20 +19,20 @@ from lsmix.pipeline.engine.stage import Stage
 
 @pytest.fixture
 def offer(monkeypatch):
-    """Return a function that offers an object as another package would, by an entry point of a group."""
-    home = types.ModuleType("elsewhere")
-    monkeypatch.setitem(sys.modules, "elsewhere", home)
-    offered: list[importlib.metadata.EntryPoint] = []
+    """Return a function that registers an object with an entry point, as another package would."""
+    module = types.ModuleType("elsewhere")
+    monkeypatch.setitem(sys.modules, "elsewhere", module)
+    entries: list[importlib.metadata.EntryPoint] = []
 
     def entry_points(*, group: str) -> list[importlib.metadata.EntryPoint]:
-        return [entry for entry in offered if entry.group == group]
+        return [entry for entry in entries if entry.group == group]
 
     monkeypatch.setattr("lsmix.data.mixing.entry_points", entry_points)
 
-    def add(group: str, name: str, thing: Any) -> None:
-        attribute = f"thing_{len(offered)}"
-        setattr(home, attribute, thing)
-        offered.append(importlib.metadata.EntryPoint(name, f"elsewhere:{attribute}", group))
+    def add(group: str, name: str, value: Any) -> None:
+        attribute = f"object_{len(entries)}"
+        setattr(module, attribute, value)
+        entries.append(importlib.metadata.EntryPoint(name, f"elsewhere:{attribute}", group))
 
     return add
 
@@ -45,7 +45,7 @@ def test_every_built_in_entry_loads(registry: Registry) -> None:
         assert registry.load(name) is not None
 
 
-def test_every_method_of_lsmix_has_a_title_and_a_citation_and_its_region_can_be_imported() -> None:
+def test_every_built_in_method_has_title_citation_and_importable_region() -> None:
     for registry in (LATENT_METHODS, PIXEL_METHODS):
         for name in registry.builtin():
             method = registry.entry(name)
@@ -54,21 +54,21 @@ def test_every_method_of_lsmix_has_a_title_and_a_citation_and_its_region_can_be_
             assert not method.region or callable(import_object(method.region, "region"))
 
 
-def test_an_entry_point_may_name_a_plain_function_or_an_entry(offer) -> None:
+def test_an_entry_point_may_refer_to_a_function_or_a_mixing_method(offer) -> None:
     def plain(z1: Any, _z2: Any, lam: Any, _draws: Any) -> Any:
         return z1, lam
 
     offer("lsmix.latent_methods", "plain", plain)
     assert LATENT_METHODS.load("plain") is plain
-    assert LATENT_METHODS.entry("plain") == MixingMethod(function="elsewhere:thing_0", title="plain")
-    known = MixingMethod(function="elsewhere:thing_0", title="Known", citation="Who, 2026.", share=lambda lam, _: lam)
+    assert LATENT_METHODS.entry("plain") == MixingMethod(function="elsewhere:object_0", title="plain")
+    known = MixingMethod(function="elsewhere:object_0", title="Known", citation="Who, 2026.", share=lambda lam, _: lam)
     offer("lsmix.pixel_methods", "known", known)
     assert PIXEL_METHODS.load("known") is plain
     assert PIXEL_METHODS.entry("known") is known
     assert PIXEL_METHODS.names()[-1] == "known"
 
 
-def test_a_method_of_lsmix_is_never_replaced_by_an_entry_point_of_either_space(offer) -> None:
+def test_entry_points_never_replace_built_in_methods(offer) -> None:
     offer("lsmix.latent_methods", "cutmix", np.add)
     offer("lsmix.latent_methods", "linear", np.add)
     assert "cutmix" not in LATENT_METHODS
@@ -77,19 +77,19 @@ def test_a_method_of_lsmix_is_never_replaced_by_an_entry_point_of_either_space(o
         LATENT_METHODS.entry("cutmix")
 
 
-def test_stages_are_listed_once_in_the_order_of_their_work() -> None:
+def test_stages_are_listed_once_in_execution_order() -> None:
     from lsmix.data.artifact import ARTIFACT_FILES
     from lsmix.pipeline.stages import graph
     from lsmix.pipeline.stages.registry import STAGE_COMMANDS, STAGES
 
-    made = {stage.name: stage for stage in vars(graph).values() if isinstance(stage, Stage)}
-    assert set(STAGES) == set(made)
+    stages = {stage.name: stage for stage in vars(graph).values() if isinstance(stage, Stage)}
+    assert set(STAGES) == set(stages)
     assert tuple(ARTIFACT_FILES) == (*STAGES, "export", "card")
-    for name, about in STAGE_COMMANDS.items():
-        assert about.divisible == bool(made[name].processor)
+    for name, command in STAGE_COMMANDS.items():
+        assert command.divisible == bool(stages[name].processor)
 
 
-def test_the_table_of_export_formats_says_what_the_registry_says() -> None:
+def test_the_documented_export_formats_match_the_registry() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "exports.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `(\w+)` \|.*\| (raw bytes|PNG or WebP) \|.*\|$", page, re.MULTILINE)
     found = {name: EXPORT_FORMATS.load(name).encodes for name in EXPORT_FORMATS.builtin()}

@@ -1,4 +1,4 @@
-"""Remote pools: the same batches as from the disk, through a cache that stays within its bounds."""
+"""Remote pools: the same batches as from a local pool, through a cache of limited size."""
 
 import multiprocessing
 import pickle
@@ -79,25 +79,25 @@ def largest(artifact):
     return max(file.bytes for file in read_manifest(artifact).files)
 
 
-def test_a_remote_pool_gives_the_same_batches(url, artifact):
-    near, far = open_pool(artifact), open_pool(url)
-    assert far.location == url
-    assert {**far.info, "path": ""} == {**near.info, "path": ""}
+def test_a_remote_pool_yields_the_same_batches(url, artifact):
+    local, remote = open_pool(artifact), open_pool(url)
+    assert remote.location == url
+    assert {**remote.info, "path": ""} == {**local.info, "path": ""}
     for epoch in range(2):
-        assert same(batches(near, seed=3, epoch=epoch), batches(far, seed=3, epoch=epoch))
-    assert far[5].label_a == near[5].label_a
-    np.testing.assert_array_equal(far.image[10:70], near.image[10:70])
+        assert same(batches(local, seed=3, epoch=epoch), batches(remote, seed=3, epoch=epoch))
+    assert remote[5].label_a == local[5].label_a
+    np.testing.assert_array_equal(remote.image[10:70], local.image[10:70])
 
 
-def test_a_cache_smaller_than_the_pool_evicts_and_gives_the_same_batches(web, artifact, tmp_path):
+def test_a_cache_smaller_than_the_pool_yields_the_same_batches(web, artifact, tmp_path):
     limit = largest(artifact) * 3
-    far = open_pool(f"{web.url}/pool", cache_bytes=limit)
-    assert same(batches(open_pool(artifact)), batches(far))
+    remote = open_pool(f"{web.url}/pool", cache_bytes=limit)
+    assert same(batches(open_pool(artifact)), batches(remote))
     assert sum(path.stat().st_size for path in cached(tmp_path)) <= limit
     assert sum(file.bytes for file in read_manifest(artifact).files) > limit
 
 
-def test_opening_fetches_metadata_alone_and_shards_come_at_first_touch(web):
+def test_opening_downloads_only_metadata_and_shards_follow_on_first_use(web):
     pool = open_pool(f"{web.url}/pool/pool.zarr/")
     assert len(pool) == 96
     assert all(path.endswith(".json") for path, _ in web.asked)
@@ -107,16 +107,16 @@ def test_opening_fetches_metadata_alone_and_shards_come_at_first_touch(web):
     assert [path for path, _ in web.asked] == [SHARD]
 
 
-def test_cached_shards_are_not_fetched_again(web):
+def test_cached_shards_are_not_downloaded_again(web):
     batches(open_pool(f"{web.url}/pool"))
     web.asked.clear()
     batches(open_pool(f"{web.url}/pool"))
     assert [path for path, _ in web.asked] == ["pool/manifest.json"]
 
 
-def test_the_cache_removes_what_was_used_longest_ago(web, artifact, tmp_path):
+def test_the_cache_evicts_the_least_recently_used_files(web, artifact, tmp_path):
     pool = open_pool(f"{web.url}/pool", cache_bytes=largest(artifact) * 4)
-    for row in (0, 16, 0, 32, 0, 48, 64, 80):  # shards 0, 1, 2, …: 0 is used again and again
+    for row in (0, 16, 0, 32, 0, 48, 64, 80):  # shards 0, 1, 2, …; shard 0 is used repeatedly
         open_pool(f"{web.url}/pool", cache_bytes=largest(artifact) * 4).image[row]
     names = {path.name for path in cached(tmp_path)}
     shards = {file.path: file.sha256 for file in read_manifest(artifact).files if "/image/c/" in file.path}
@@ -126,7 +126,7 @@ def test_the_cache_removes_what_was_used_longest_ago(web, artifact, tmp_path):
     assert len(pool) == 96
 
 
-def test_a_damaged_shard_is_fetched_once_more_and_then_refused(web, artifact):
+def test_a_damaged_shard_is_downloaded_once_more_and_then_rejected(web, artifact):
     web.flips[SHARD] = 1
     assert same(batches(open_pool(f"{web.url}/pool")), batches(open_pool(artifact)))
     web.flips["pool/pool.zarr/image/c/2/0/0/0"] = 99
@@ -134,21 +134,21 @@ def test_a_damaged_shard_is_fetched_once_more_and_then_refused(web, artifact):
         open_pool(f"{web.url}/pool", cache=cache_folder() / "new").image[:]
 
 
-def test_damage_in_the_cache_is_found_and_repaired(web, artifact, tmp_path):
+def test_damage_in_the_cache_is_detected_and_repaired(web, artifact, tmp_path):
     batches(open_pool(f"{web.url}/pool"))
     for path in cached(tmp_path):
         flip(path)
     assert same(batches(open_pool(f"{web.url}/pool")), batches(open_pool(artifact)))
 
 
-def test_a_download_that_was_cut_goes_on_where_it_ended(web):
+def test_a_shard_download_is_resumed_after_a_lost_connection(web):
     web.cuts[SHARD] = 500
     pool = open_pool(f"{web.url}/pool")
     pool.image[20]
     assert [start for path, start in web.asked if path == SHARD] == [None, 500]
 
 
-def test_missing_damaged_and_unreachable_pools_are_named(web):
+def test_missing_damaged_and_unreachable_pools_raise_errors(web):
     with pytest.raises(MissingError, match="no artifact at"):
         open_pool(f"{web.url}/nowhere")
     Path(web.folder, SHARD).unlink()
@@ -162,13 +162,13 @@ def test_missing_damaged_and_unreachable_pools_are_named(web):
         _ = open_pool(f"{web.url}/pool").path
 
 
-def test_a_cache_that_cannot_be_written_is_named(web, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(web, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(LsmixError, match="cannot be made"):
+    with pytest.raises(LsmixError, match="cannot be created"):
         open_pool(f"{web.url}/pool", cache=tmp_path / "file" / "cache")
-    facts = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: facts._replace(free=10))
-    with pytest.raises(DiskSpaceError, match="where 10 are free"):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(DiskSpaceError, match="but only 10 B are free"):
         open_pool(f"{web.url}/pool")
 
 
@@ -177,7 +177,7 @@ def test_a_file_url_is_read_in_place(artifact, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_metadata_that_claims_more_than_is_listed_is_refused(web):
+def test_metadata_with_more_shards_than_the_manifest_is_rejected(web):
     from test_transfer import rewrite
 
     rewrite(Path(web.folder, "pool"), lambda files: files[:] and files.remove(shard_record(files)))
@@ -189,7 +189,7 @@ def shard_record(files):
     return next(file for file in files if file["path"] == SHARD.removeprefix("pool/"))
 
 
-def test_workers_open_the_pool_by_its_url(web, artifact):
+def test_worker_processes_reopen_the_pool_by_its_url(web, artifact):
     pool = open_pool(f"{web.url}/pool")
     again = pickle.loads(pickle.dumps(pool))
     np.testing.assert_array_equal(again.image[:], open_pool(artifact).image[:])
@@ -199,17 +199,17 @@ def test_workers_open_the_pool_by_its_url(web, artifact):
     assert torch.is_tensor(next(iter(PoolLoader(pool, 7))).images)
 
 
-def test_two_processes_at_once_share_a_cache(web, artifact):
+def test_two_concurrent_processes_share_a_cache(web, artifact):
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
-    started = [
+    processes = [
         context.Process(target=places.read_all, args=(f"{web.url}/pool", limit, out))
         for limit in (largest(artifact) * 100, largest(artifact) * 2)
     ]
-    for process in started:
+    for process in processes:
         process.start()
-    totals = {out.get(timeout=60) for _ in started}
-    for process in started:
+    totals = {out.get(timeout=60) for _ in processes}
+    for process in processes:
         process.join(60)
         assert process.exitcode == 0
     assert totals == {int(open_pool(artifact).image[:].sum())}

@@ -1,4 +1,4 @@
-"""A manifest has a checksum of its own bytes: one that flips is found, and one without a checksum refused."""
+"""A manifest contains a checksum of its own bytes; changed and missing checksums are rejected."""
 
 import hashlib
 
@@ -27,30 +27,30 @@ def without_checksum(content):
     return b"{\n" + content.split(b"\n", 2)[2]
 
 
-def test_every_flipped_byte_of_a_manifest_is_found(pool):
+def test_every_changed_byte_of_a_manifest_is_detected(pool):
     content, draw = (pool / "manifest.json").read_bytes(), np.random.default_rng(0)
-    for place in range(len(content)):
+    for position in range(len(content)):
         flipped = bytearray(content)
-        flipped[place] ^= int(draw.integers(1, 256))
+        flipped[position] ^= int(draw.integers(1, 256))
         with pytest.raises(CorruptError, match=r"'pool/manifest\.json' is damaged"):
             parse_manifest(bytes(flipped), "pool")
     assert parse_manifest(content, "pool") == read_manifest(pool)
 
 
-def test_the_checksum_is_the_first_line_and_counts_all_others(pool):
+def test_the_checksum_is_in_the_first_line_and_covers_all_other_lines(pool):
     content = (pool / "manifest.json").read_bytes()
     opening, line, rest = content.split(b"\n", 2)
     assert opening == b"{"
     digest = hashlib.sha256(b"{\n" + rest).hexdigest()
     assert line == f' "checksum": "{digest}",'.encode()
-    assert msgspec.json.decode(content)["checksum"] == digest, "it is JSON like any other"
+    assert msgspec.json.decode(content)["checksum"] == digest, "a manifest is plain JSON"
 
 
-def test_a_manifest_without_its_checksum_is_refused(pool):
+def test_a_manifest_without_its_checksum_is_rejected(pool):
     path = pool / "manifest.json"
     content = path.read_bytes()
     path.write_bytes(without_checksum(content))
-    with pytest.raises(CorruptError, match="its bytes are not those that were written"):
+    with pytest.raises(CorruptError, match="its checksum does not match"):
         read_manifest(pool)
     path.write_bytes(content)
     write_manifest(pool, read_manifest(pool))
@@ -65,12 +65,12 @@ def test_a_newer_version_is_not_reported_as_damage(pool):
     with pytest.raises(FormatError, match="has format 2"):
         read_manifest(pool)
     path.write_bytes(content.replace(b'"format_version": 1', b'"format_version": 2'))
-    with pytest.raises(CorruptError, match="its bytes are not those that were written"):
+    with pytest.raises(CorruptError, match="its checksum does not match"):
         read_manifest(pool)
     path.write_bytes(content)
 
 
-def test_a_field_that_only_a_newer_version_knows_does_no_harm():
+def test_unknown_fields_of_newer_versions_are_ignored():
     content = add_checksum(b'{\n "counts": {},\n "format_version": 1,\n "invented": 1,\n "seconds": 1.5\n}\n')
     facts = load_checksummed(content, Facts, 1, what="facts have", remedy="")
     assert facts == Facts(seconds=1.5, counts={})

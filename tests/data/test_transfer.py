@@ -1,4 +1,4 @@
-"""Push and pull: only what is missing, every byte checked, the manifest last, and nothing outside of the folder."""
+"""Push and pull: only missing files, every byte verified, the manifest last, and nothing outside the folder."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def artifact(tmp_path_factory):
 
 @pytest.fixture
 def web(artifact, tmp_path):
-    """A web server with the artifact as "pool"; what is served may be changed."""
+    """A web server with a copy of the artifact as "pool", which tests may change."""
     shutil.copytree(artifact, tmp_path / "www" / "pool")
     with web_server(tmp_path / "www") as server:
         yield server
@@ -62,10 +62,10 @@ every_place = pytest.mark.parametrize("place", ["folder", "file", "memory", "s3"
 
 
 @every_place
-def test_a_pushed_and_pulled_artifact_is_the_same_and_moves_once(artifact, place, tmp_path):
+def test_push_and_pull_reproduce_an_artifact_and_transfer_it_once(artifact, place, tmp_path):
     meter = Meter()
     sent = push_artifact(artifact, place, meter)
-    assert meter.count == meter.total > sent.bytes == sent.moved_bytes  # the manifest counts too
+    assert meter.count == meter.total > sent.bytes == sent.moved_bytes  # the progress includes the manifest
     assert push(artifact, place).moved_bytes == 0
     back = Meter()
     fetched = pull_artifact(place, tmp_path / "here", back)
@@ -79,22 +79,22 @@ def test_a_pushed_and_pulled_artifact_is_the_same_and_moves_once(artifact, place
 
 
 @every_place
-def test_a_push_repairs_missing_and_wrong_files_and_replaces_no_other_artifact(artifact, place, tmp_path):
+def test_a_push_repairs_its_artifact_and_does_not_replace_another(artifact, place, tmp_path):
     push(artifact, place)
-    there = open_remote(place)
-    there.write("pool.zarr/image/c/0/0/0/0", artifact / "pool.zarr/image/c/1/0/0/0")
-    there.write("pool.zarr/status/c/0", artifact / "manifest.json")
-    there.remove("pool.zarr/lam/c/0")
+    remote = open_remote(place)
+    remote.write("pool.zarr/image/c/0/0/0/0", artifact / "pool.zarr/image/c/1/0/0/0")
+    remote.write("pool.zarr/status/c/0", artifact / "manifest.json")
+    remote.remove("pool.zarr/lam/c/0")
     assert push(artifact, place).moved_files == 3
-    with pytest.raises(RecipeError, match="holds another artifact"):
+    with pytest.raises(RecipeError, match="contains another artifact"):
         push(write_pool(tmp_path / "other", seed=1), place)
     assert push(artifact, place).moved_files == 0
 
 
-def test_an_unfinished_push_is_no_artifact_and_goes_on(artifact, place, tmp_path):
+def test_an_unfinished_push_cannot_be_pulled_and_is_resumed(artifact, place, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, place, Meter(stop_at=5000))
-    with pytest.raises(MissingError, match=r"no artifact at .* unfinished"):
+    with pytest.raises(MissingError, match=r"no artifact at .* if a push was interrupted"):
         pull(place, tmp_path / "here")
     assert not (tmp_path / "here.part").exists()
     assert push(artifact, place).moved_files < len(read_manifest(artifact).files)
@@ -110,7 +110,7 @@ def test_a_damaged_artifact_is_not_sent(artifact, place, tmp_path):
         pull(place, tmp_path / "here")
 
 
-def test_a_file_that_arrives_damaged_twice_ends_the_push(artifact, tmp_path, monkeypatch):
+def test_a_push_fails_if_a_file_is_damaged_in_two_attempts(artifact, tmp_path, monkeypatch):
     kind = type(open_remote(tmp_path))
     write, count = kind.write, []
 
@@ -121,26 +121,26 @@ def test_a_file_that_arrives_damaged_twice_ends_the_push(artifact, tmp_path, mon
             count.append(path)
 
     monkeypatch.setattr(kind, "write", damage)
-    with pytest.raises(CorruptError, match=r"lam/c/0' is damaged after it was sent, twice"):
+    with pytest.raises(CorruptError, match=r"lam/c/0' was damaged in two attempts to send it"):
         push(artifact, str(tmp_path / "stick"))
     assert len(count) == 2
     assert not (tmp_path / "stick/manifest.json").exists()
 
 
-def test_a_web_server_is_pulled_from(web, artifact, tmp_path):
+def test_pull_from_a_web_server(web, artifact, tmp_path):
     pull(f"{web.url}/pool/", tmp_path / "here")
     assert contents(tmp_path / "here") == contents(artifact)
     paths = [path for path, _ in web.asked]
     assert len(paths) == len(set(paths)) == len(contents(artifact)) - 1  # each once; an empty file needs no request
 
 
-def test_a_web_server_is_not_pushed_to(web, tmp_path):
+def test_push_to_a_web_server_is_rejected(web, tmp_path):
     other = write_pool(tmp_path / "other", seed=1)
     with pytest.raises(RecipeError, match="is a web server"):
         push(other, f"{web.url}/new")
 
 
-def test_only_the_rest_is_fetched_after_the_connection_was_cut(web, artifact, tmp_path):
+def test_a_pull_downloads_only_the_rest_after_a_lost_connection(web, artifact, tmp_path):
     path = "pool/pool.zarr/image/c/1/0/0/0"
     size = (artifact / path.removeprefix("pool/")).stat().st_size
     web.cuts[path] = 1000
@@ -151,14 +151,14 @@ def test_only_the_rest_is_fetched_after_the_connection_was_cut(web, artifact, tm
     assert size > 1000
 
 
-def test_a_server_without_ranges_is_read_from_the_beginning(web, artifact, tmp_path):
+def test_a_file_is_downloaded_again_if_the_server_does_not_support_ranges(web, artifact, tmp_path):
     web.ranges = False
     web.cuts["pool/pool.zarr/image/c/1/0/0/0"] = 1000
     pull(f"{web.url}/pool", tmp_path / "here")
     assert contents(tmp_path / "here") == contents(artifact)
 
 
-def test_a_pull_goes_on_where_it_was_stopped(web, artifact, tmp_path):
+def test_an_interrupted_pull_is_resumed(web, artifact, tmp_path):
     total = sum(file.bytes for file in read_manifest(artifact).files)
     with pytest.raises(KeyboardInterrupt):
         pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter(stop_at=total // 2))
@@ -170,7 +170,7 @@ def test_a_pull_goes_on_where_it_was_stopped(web, artifact, tmp_path):
     assert contents(tmp_path / "here") == contents(artifact)
 
 
-def test_a_pull_goes_on_after_it_was_killed(web, artifact, tmp_path):
+def test_a_killed_pull_is_resumed(web, artifact, tmp_path):
     code = (
         "import os, sys\nfrom lsmix.data.sharing.transfer import pull_artifact\nfrom pathlib import Path\n"
         "class Kill:\n"
@@ -188,13 +188,13 @@ def test_a_pull_goes_on_after_it_was_killed(web, artifact, tmp_path):
     assert contents(tmp_path / "here") == contents(artifact)
 
 
-def test_a_wrong_byte_is_fetched_once_more(web, artifact, tmp_path):
+def test_a_file_with_a_wrong_byte_is_downloaded_again(web, artifact, tmp_path):
     web.flips["pool/pool.zarr/image/c/2/0/0/0"] = 1
     pull(f"{web.url}/pool", tmp_path / "here")
     assert contents(tmp_path / "here") == contents(artifact)
 
 
-def test_a_byte_that_stays_wrong_is_one_sentence_and_exit_code_5(web, command, tmp_path):
+def test_a_permanently_wrong_byte_is_one_error_line_with_exit_code_5(web, command, tmp_path):
     path = "pool/pool.zarr/image/c/2/0/0/0"
     web.flips[path] = 99
     result = command("pull", f"{web.url}/pool", tmp_path / "here", "--quiet")
@@ -208,7 +208,7 @@ def test_a_byte_that_stays_wrong_is_one_sentence_and_exit_code_5(web, command, t
     verify(tmp_path / "here")
 
 
-def test_a_wrong_beginning_of_a_file_is_removed(web, artifact, tmp_path):
+def test_a_pull_replaces_partial_files_with_wrong_content(web, artifact, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter(stop_at=6000))
     for path in (tmp_path / "here.part").rglob("*"):
@@ -219,26 +219,26 @@ def test_a_wrong_beginning_of_a_file_is_removed(web, artifact, tmp_path):
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_file_of_another_size_is_refused(web, tmp_path, change):
+def test_a_file_of_another_size_is_rejected(web, tmp_path, change):
     path = Path(web.folder, "pool/pool.zarr/label_a/c/0")
     path.write_bytes(path.read_bytes()[:change] if change < 0 else path.read_bytes() + b"x")
     with pytest.raises(CorruptError, match=r"label_a/c/0' is not the listed file: expected \d+ bytes, got"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
-def test_a_file_that_is_gone_is_named(web, tmp_path):
+def test_an_error_names_a_missing_file(web, tmp_path):
     Path(web.folder, "pool/pool.zarr/label_a/c/0").unlink()
     with pytest.raises(CorruptError, match=r"label_a/c/0' is missing"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
-def test_a_server_that_is_busy_is_asked_again(web, tmp_path):
+def test_a_pull_retries_temporary_server_errors(web, tmp_path):
     web.statuses |= {"pool/manifest.json": 503, "pool/pool.zarr/lam/c/0": 429, "pool/pool.zarr/lam/c/1": 500}
     pull(f"{web.url}/pool", tmp_path / "here")
     verify(tmp_path / "here")
 
 
-def test_a_server_that_refuses_or_is_gone_is_named(web, tmp_path):
+def test_errors_of_servers_are_reported(web, tmp_path):
     web.statuses["pool/pool.zarr/lam/c/0"] = 403
     with pytest.raises(DownloadError, match="answers 403"):
         pull(f"{web.url}/pool", tmp_path / "here")
@@ -249,7 +249,7 @@ def test_a_server_that_refuses_or_is_gone_is_named(web, tmp_path):
 
 
 def rewrite(folder, change):
-    """Change the manifest of an artifact as somebody hostile might, with a fitting content digest."""
+    """Change the manifest of an artifact like an attacker, with a matching content digest."""
     manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
     change(manifest["files"])
     lines = [f"{file['sha256']} {file['path']}\n" for file in manifest["files"] if file["payload"]]
@@ -279,15 +279,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_manifest_is_refused_before_anything_is_written(web, tmp_path, change):
+def test_a_hostile_manifest_is_rejected_before_anything_is_written(web, tmp_path, change):
     rewrite(Path(web.folder, "pool"), lambda files: files[0].update(change))
-    with pytest.raises(CorruptError, match=r"Do not use this artifact|is damaged: Expected"):
+    with pytest.raises(CorruptError, match=r"Download or rebuild the artifact|is damaged: Expected"):
         pull(f"{web.url}/pool", tmp_path / "in" / "here")
     assert not (tmp_path / "in").exists()
     assert [path for path, _ in web.asked] == ["pool/manifest.json"]
 
 
-def test_files_listed_twice_or_as_folders_are_refused(web, tmp_path):
+def test_files_listed_twice_or_as_folders_are_rejected(web, tmp_path):
     rewrite(Path(web.folder, "pool"), lambda files: files.append(files[0]))
     with pytest.raises(CorruptError, match="twice"):
         pull(f"{web.url}/pool", tmp_path / "here")
@@ -297,7 +297,7 @@ def test_files_listed_twice_or_as_folders_are_refused(web, tmp_path):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
-def test_a_manifest_that_is_none_or_of_another_version_is_refused(web, tmp_path):
+def test_invalid_manifests_and_other_versions_are_rejected(web, tmp_path):
     path = Path(web.folder, "pool/manifest.json")
     content = path.read_text()
     for bad in ("{", "[]", "\xff", "[" * 100_000, content.replace('"content_digest":', '"rot":')):
@@ -308,18 +308,14 @@ def test_a_manifest_that_is_none_or_of_another_version_is_refused(web, tmp_path)
     path.write_bytes(add_checksum(bare.replace('"format_version": 1', '"format_version": 2').encode()))
     with pytest.raises(FormatError, match="has format 2"):
         pull(f"{web.url}/pool", tmp_path / "here")
-    path.write_bytes(add_checksum(bare.replace(read_manifest_root(content), "0" * 64).encode()))
-    with pytest.raises(CorruptError, match="content digest does not fit"):
+    path.write_bytes(add_checksum(bare.replace(msgspec.json.decode(content)["content_digest"], "0" * 64).encode()))
+    with pytest.raises(CorruptError, match="content digest does not match"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
-def read_manifest_root(content):
-    return msgspec.json.decode(content)["content_digest"]
-
-
-def test_an_endless_manifest_is_not_read_to_its_end(web, tmp_path, monkeypatch):
+def test_a_manifest_is_read_up_to_the_size_limit_only(web, tmp_path, monkeypatch):
     monkeypatch.setattr("lsmix.data.cache.MOST_MANIFEST_BYTES", 1000)
-    with pytest.raises(CorruptError, match="more than 1000 bytes"):
+    with pytest.raises(CorruptError, match="more than 1,000 bytes"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
@@ -336,7 +332,7 @@ def test_links_in_an_unfinished_pull_are_not_followed(web, tmp_path):
     verify(tmp_path / "here")
     shutil.rmtree(tmp_path / "here")
     (tmp_path / "here.part").symlink_to(outside)
-    with pytest.raises(RecipeError, match="in the way"):
+    with pytest.raises(RecipeError, match="was not created by lsmix"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
@@ -350,24 +346,24 @@ def test_files_of_an_unfinished_pull_of_another_artifact_are_removed(web, artifa
     assert contents(tmp_path / "here") == contents(artifact)
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(web, tmp_path):
+def test_a_pull_does_not_change_a_folder_with_other_content(web, tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "here/thesis.txt").write_text("mine")
-    with pytest.raises(RecipeError, match="holds something else"):
+    with pytest.raises(RecipeError, match="already contains something else"):
         pull(f"{web.url}/pool", tmp_path / "here")
     assert contents(tmp_path / "here").keys() == {"thesis.txt"}
     (tmp_path / "new.part/mine").mkdir(parents=True)
-    with pytest.raises(RecipeError, match="in the way"):
+    with pytest.raises(RecipeError, match="was not created by lsmix"):
         pull(f"{web.url}/pool", tmp_path / "new")
     (tmp_path / "empty").mkdir()
     pull(f"{web.url}/pool", tmp_path / "empty")
 
 
-def test_a_damaged_copy_in_the_target_is_named(web, tmp_path):
+def test_a_pull_reports_a_damaged_artifact_in_the_target(web, tmp_path):
     pull(f"{web.url}/pool", tmp_path / "here")
     path = tmp_path / "here/pool.zarr/lam/c/0"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(CorruptError, match=r"lam/c/0.*Remove it and pull again"):
+    with pytest.raises(CorruptError, match=r"lam/c/0.*Remove and pull it again"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
@@ -381,26 +377,26 @@ def test_two_pulls_to_one_folder_exclude_each_other(web, tmp_path):
     pull(f"{web.url}/pool", tmp_path / "here")
 
 
-def test_an_artifact_that_does_not_fit_is_refused_first(web, tmp_path, monkeypatch):
-    facts = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: facts._replace(free=1000))
-    with pytest.raises(DiskSpaceError, match=r"needs \d+ more bytes .* where 1000 are free"):
+def test_a_pull_that_does_not_fit_on_the_disk_is_rejected_first(web, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DiskSpaceError, match=r"needs .* more in .* but only 1.0 kB are free"):
         pull(f"{web.url}/pool", tmp_path / "here")
     assert len(web.asked) == 1
 
 
-def test_without_a_folder_the_last_part_of_the_url_is_its_name(web, tmp_path, monkeypatch):
+def test_the_default_folder_is_named_after_the_last_part_of_the_url(web, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert pull(f"{web.url}/pool/").folder == "pool"
     verify("pool")
-    with pytest.raises(RecipeError, match="does not end in a name"):
+    with pytest.raises(RecipeError, match="does not end in a valid folder name"):
         pull("memory://")
 
 
-def test_a_push_goes_on_after_an_s3_server_died(artifact, tmp_path, monkeypatch):
+def test_a_push_is_resumed_after_an_s3_server_stopped(artifact, tmp_path, monkeypatch):
     from s3fs import S3FileSystem
 
-    monkeypatch.setattr(S3FileSystem, "retries", 1)  # it has a patience of its own, and so has botocore
+    monkeypatch.setattr(S3FileSystem, "retries", 1)  # s3fs and botocore have their own retries
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with s3_server() as server:
         make_bucket("dying")
@@ -415,20 +411,20 @@ def test_a_push_goes_on_after_an_s3_server_died(artifact, tmp_path, monkeypatch)
         killed = threading.Event()
         with pytest.raises(LsmixError, match="cannot be reached"):
             push_artifact(artifact, "s3://dying/pool", Killing())
-    with s3_server():  # moto keeps its buckets while the process lives
+    with s3_server():  # moto keeps its buckets until the process ends
         rest = push(artifact, "s3://dying/pool")
         assert 0 < rest.moved_bytes < rest.bytes
         assert pull("s3://dying/pool", tmp_path / "here").content_digest == read_manifest(artifact).content_digest
 
 
 def unimportable(url, **_):
-    import s3fs  # noqa: F401  # which raises, as in fsspec
+    import s3fs  # noqa: F401  # raises ImportError, as in fsspec
 
     raise AssertionError(url)
 
 
-def test_urls_that_nothing_reads_are_refused(artifact, tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match="lsmix does not read"):
+def test_unsupported_urls_and_missing_packages_are_reported(artifact, tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="lsmix does not support"):
         push(artifact, "nonsense://a/b")
     with pytest.raises(RecipeError, match="on another host"):
         pull("file://elsewhere/pool", tmp_path / "here")
@@ -438,13 +434,13 @@ def test_urls_that_nothing_reads_are_refused(artifact, tmp_path, monkeypatch):
         push(artifact, "s3://bucket/pool")
 
 
-def test_folders_and_file_urls_are_folders():
+def test_paths_and_file_urls_are_local_folders():
     assert local_folder("file:///a%20b/pool") == Path("/a b/pool")
     assert local_folder("runs/x") == Path("runs/x")
     assert local_folder("memory://x") is None
 
 
-def test_commands_say_what_was_moved(artifact, command, tmp_path):
+def test_push_and_pull_report_the_transferred_bytes(artifact, command, tmp_path):
     first = command("push", artifact, tmp_path / "stick", "--json", "-q")
     assert first.code == 0
     document = json.loads(first.out)

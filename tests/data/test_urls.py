@@ -1,4 +1,4 @@
-"""Every command that takes an artifact takes a URL of one: the same result, the URL's name in every error, nothing twice."""
+"""Commands accept URLs of artifacts: same results, errors name the URL, and no file is downloaded twice."""
 
 import hashlib
 import re
@@ -40,7 +40,7 @@ SHARD = "pool.zarr/image/c/0/0/0/0"
 
 @pytest.fixture(autouse=True)
 def own_folder(monkeypatch, tmp_path):
-    """Let each test have a current folder of its own."""
+    """Run each test in its own current folder."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
 
@@ -53,7 +53,7 @@ def made(finished_workspace):
 
 
 class StoredArtifacts:
-    """Artifacts at a place, by name: each is stored when its URL is first asked for."""
+    """Artifacts on a remote, by name; each is uploaded when its URL is first used."""
 
     def __init__(self, kind, base, folder, made):
         self.kind, self._base, self._folder, self._made = kind, base, folder, dict(made)
@@ -72,15 +72,15 @@ class StoredArtifacts:
                 place.write(path, folder / path)
 
     def place(self, name):
-        """Return the place of an artifact, so that its files can be read and written."""
+        """Return the remote of an artifact, whose files can be read and written."""
         url = self[name]
         return open_remote(self._folder / name if self._folder else url)
 
     @contextmanager
     def changed(self, name, path, change):
-        """Put another file in the place of one, for a while."""
+        """Change a file within the context, and restore it at the end."""
         place = self.place(name)
-        for index, content in enumerate((whole := place.read(path, 1 << 30), change(whole))):
+        for index, content in enumerate((original := place.read(path, 1 << 30), change(original))):
             Path(f"{index}.changed").write_bytes(content)
         place.write(path, Path("1.changed"))
         yield
@@ -89,7 +89,7 @@ class StoredArtifacts:
 
 @pytest.fixture(scope="module", params=("file", "memory", "web"))
 def stored(request, made, tmp_path_factory):
-    """The finished artifacts at a place of each kind; leave them as they are."""
+    """The finished artifacts on a remote of each kind; tests must not change them."""
     kind, folder = request.param, tmp_path_factory.mktemp("stored")
     if kind == "web":
         with web_server(folder) as server:
@@ -131,21 +131,21 @@ def sha(path):
 
 
 def payload(folder):
-    """Return the SHA-256 of all files but the manifest."""
+    """Return the SHA-256 of all files except the manifest."""
     return {path: digest for path, digest in contents(folder).items() if path != "manifest.json"}
 
 
-# Every command, with a URL for every artifact.
+# All commands, with URLs for all artifacts.
 
 
 @at("file", "web")
-def test_every_command_takes_urls_as_it_takes_folders(stored, made, command, tmp_path):
+def test_every_command_accepts_urls_instead_of_folders(stored, made, command, tmp_path):
     pool, data, flow = stored["pool"], stored["data"] + "/dataset.h5", stored["flow"]
 
     shown = command("show", pool, "--image", "s.png", "--html", "p.html", "--data", data)
-    near = command("show", made["pool"], "--image", "n.png", "--html", "q.html", "--data", made["data"])
+    local = command("show", made["pool"], "--image", "n.png", "--html", "q.html", "--data", made["data"])
     assert shown.code == 0, shown.err
-    assert shown.out == near.out.replace("n.png", "s.png").replace("q.html", "p.html").replace(
+    assert shown.out == local.out.replace("n.png", "s.png").replace("q.html", "p.html").replace(
         "x₁ | mix | x₂", "images of the pool, ordered by their share of x₂"
     )
     assert Path("p.html").read_bytes() == Path("q.html").read_bytes()
@@ -175,7 +175,7 @@ def test_every_command_takes_urls_as_it_takes_folders(stored, made, command, tmp
     assert not any(path.name.endswith(":") for path in Path.cwd().iterdir())
 
 
-def test_a_flow_at_a_url_encodes_as_the_one_in_a_folder(stored, made):
+def test_a_remote_flow_encodes_like_a_local_one(stored, made):
     images = lsmix.open_pool(made["pool"]).image[:4]
     np.testing.assert_array_equal(
         lsmix.load_flow(stored["flow"]).encode(images), lsmix.load_flow(made["flow"]).encode(images)
@@ -183,7 +183,7 @@ def test_a_flow_at_a_url_encodes_as_the_one_in_a_folder(stored, made):
 
 
 @at("file", "web")
-def test_a_recipe_with_the_url_of_a_flow_makes_the_same_latents_and_pools(stored, tiny_recipe, tiny_workspace, command):
+def test_a_recipe_with_a_remote_flow_reuses_the_same_latents_and_pools(stored, tiny_recipe, tiny_workspace, command):
     shutil.rmtree(tiny_workspace / "train-glow")
     words = ("--workspace", tiny_workspace, "--set", f"flow.path={stored['flow']}")
     status = command("status", tiny_recipe, *words, "--json")
@@ -196,7 +196,7 @@ def test_a_recipe_with_the_url_of_a_flow_makes_the_same_latents_and_pools(stored
 
 
 @at("memory", "web")
-def test_the_card_of_a_pool_at_a_url_is_that_of_a_local_pool(stored, made, command, tmp_path):
+def test_the_card_of_a_remote_pool_equals_that_of_a_local_one(stored, made, command, tmp_path):
     before = stored.place("pool").read("manifest.json", 1 << 20)
     done = command("card", stored["pool"], tmp_path / "written", "--creator", "Ann", "--json")
     assert done.code == 0, done.err
@@ -213,7 +213,7 @@ def test_the_card_of_a_pool_at_a_url_is_that_of_a_local_pool(stored, made, comma
     assert stored.place("pool").read("manifest.json", 1 << 20) == before
 
 
-# What goes wrong.
+# Errors.
 
 COMMANDS = {
     "show": ("show", "URL", "--image", "out.png"),
@@ -234,9 +234,12 @@ COMMANDS = {
     "status": ("status", "RECIPE", "--set", "flow.path=URL"),
 }
 WRONG = {
-    "no bucket": ("s3://no-such-bucket/pool", r"is not there: http://127\.0\.0\.1:\d+ has no bucket 'no-such-bucket'"),
-    "no artifact": ("s3://bucket/nothing", r"is not there|no artifact at"),
-    "unknown kind": ("nonsense://bucket/pool", r"lsmix does not read"),
+    "no bucket": (
+        "s3://no-such-bucket/pool",
+        r"does not exist: http://127\.0\.0\.1:\d+ has no bucket 'no-such-bucket'",
+    ),
+    "no artifact": ("s3://bucket/nothing", r"does not exist|no artifact at"),
+    "unknown kind": ("nonsense://bucket/pool", r"lsmix does not support"),
     "no package": ("gs://bucket/pool", r"needs a package that is not installed"),
     "no host": ("http://127.0.0.1:9/pool", r"cannot be reached|is a web server"),
     "other host": ("file://elsewhere/pool", r"names a file on another host"),
@@ -246,7 +249,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("name", "wrong"), [*((name, "no artifact") for name in COMMANDS), *(("verify", wrong) for wrong in WRONG)]
 )
-def test_a_wrong_url_is_one_sentence_that_names_it(name, wrong, s3, made, tiny_recipe, command, tmp_path):
+def test_a_wrong_url_is_one_error_line_with_the_url(name, wrong, s3, made, tiny_recipe, command, tmp_path):
     url, message = WRONG[wrong]
     known = {"POOL": made["pool"], "FLOW": made["flow"], "RECIPE": tiny_recipe}
     result = command(*(known.get(word, word.replace("URL", url)) for word in COMMANDS[name]))
@@ -260,7 +263,7 @@ def test_a_wrong_url_is_one_sentence_that_names_it(name, wrong, s3, made, tiny_r
     assert copies(tmp_path) == []
 
 
-def test_a_command_says_that_it_tries_again(command, web):
+def test_a_command_reports_a_retry(command, web):
     web.statuses["pool/manifest.json"] = 503
     result = command("show", f"{web.url}/pool")
     assert result.code == 0
@@ -271,7 +274,7 @@ def test_a_command_says_that_it_tries_again(command, web):
 
 
 @pytest.mark.parametrize("name", ["show", "push"])
-def test_refused_credentials_are_named_with_advice(name, command, monkeypatch):
+def test_denied_access_is_reported_with_advice(name, command, monkeypatch):
     from fsspec.config import conf
 
     with scripted_server(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as (url, _):
@@ -280,49 +283,49 @@ def test_refused_credentials_are_named_with_advice(name, command, monkeypatch):
         result = command(*(word.replace("URL", "s3://theirs/pool") for word in COMMANDS[name]))
     assert result.code == 1
     assert "'s3://theirs/pool/" in result.err
-    assert "is refused: " in result.err
+    assert "no access to " in result.err
     assert "Check the URL and your credentials" in result.err
 
 
 @pytest.mark.parametrize("ask", [open_artifact, list_artifacts, lambda url: push(write_pool(Path("p")), url)])
-def test_a_missing_bucket_a_wrong_key_and_a_dead_endpoint_each_get_their_own_sentence(ask, s3, monkeypatch, caplog):
+def test_missing_bucket_wrong_key_and_dead_endpoint_have_distinct_messages(ask, s3, monkeypatch, caplog):
     from fsspec.config import conf
 
     host = f"http://127.0.0.1:{s3.get_host_and_port()[1]}"
-    with pytest.raises(DownloadError, match=f"'s3://nowhere/pool' is not there: {host} has no bucket 'nowhere'"):
+    with pytest.raises(DownloadError, match=f"'s3://nowhere/pool' does not exist: {host} has no bucket 'nowhere'"):
         ask("s3://nowhere/pool")
     for allowed in (b"0", b"inf"):  # requests with any key
         order = urllib.request.Request(f"{host}/moto-api/reset-auth", allowed, {"Content-Type": "text/plain"})
         urllib.request.urlopen(order).close()
         if allowed == b"0":
             with pytest.raises(
-                DownloadError, match=r"is refused: The AWS Access Key Id you .*\. Check the URL and your cre"
+                DownloadError, match=r"no access to .*: The AWS Access Key Id you .*\. Check the URL and your cre"
             ):
                 ask("s3://bucket/pool")
     shutil.rmtree("p", ignore_errors=True)
     monkeypatch.setitem(conf, "s3", {"endpoint_url": "http://127.0.0.1:9", "key": "a", "secret": "b"})
     caplog.clear()
-    begun = time.time()
+    start = time.time()
     with pytest.raises(DownloadError, match=r"cannot be reached: .*127\.0\.0\.1:9/.*Check the endpoint"):
         ask("s3://bucket/pool")
-    again = [record for record in caplog.records if record.name == "lsmix" and "Trying again" in record.message]
-    assert again[0].created - begun < 5
+    retries = [record for record in caplog.records if record.name == "lsmix" and "Trying again" in record.message]
+    assert retries[0].created - start < 5
 
 
 @at("memory")
 @pytest.mark.parametrize("name", ["show", "verify", "export", "card", "push"])
-def test_a_damaged_file_is_exit_code_5_and_named_by_its_url(name, stored, command, tmp_path):
+def test_a_damaged_file_is_reported_by_its_url_with_exit_code_5(name, stored, command, tmp_path):
     words = [word.replace("URL", stored["pool"]) for word in COMMANDS[name]]
     with stored.changed("pool", SHARD, flipped):
         result = command(*words)
     assert (result.code, result.out) == (5, "")
     assert f"'{stored['pool']}/{SHARD}' is damaged: expected sha256" in result.err
     assert str(tmp_path / "cache") not in result.err
-    assert list(Path.cwd().glob("out*")) == [] or name == "push"  # which another push can complete
+    assert list(Path.cwd().glob("out*")) == [] or name == "push"  # the next push can complete it
     assert not Path("out/manifest.json").exists()
 
 
-def test_damage_of_what_a_rebuild_is_given_is_found(stored, tmp_path):
+def test_damaged_inputs_of_a_rebuild_are_detected(stored, tmp_path):
     for name, path in (("data", "dataset.h5"), ("flow", "glow.safetensors"), ("pool", "plan.json")):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         with stored.changed(name, path, flipped), pytest.raises(CorruptError) as error:
@@ -334,7 +337,11 @@ def test_damage_of_what_a_rebuild_is_given_is_found(stored, tmp_path):
 @at("file", "memory")
 def test_errors_about_a_copy_name_the_url(stored, tmp_path):
     for error, start, call in (
-        (FormatError, rf"{stored['flow']}' holds .* only pools have a card", lambda: write_card(stored["flow"])),
+        (
+            FormatError,
+            f"{stored['flow']}' is an artifact of the stage 'train-glow'",
+            lambda: write_card(stored["flow"]),
+        ),
         (
             RecipeError,
             f"{stored['flow']}' is the result of stage 'train-glow'; these options apply to pools only",
@@ -342,7 +349,7 @@ def test_errors_about_a_copy_name_the_url(stored, tmp_path):
         ),
         (
             MissingError,
-            f"{stored['data']}' is no flow but the result of stage 'ingest'",
+            f"{stored['data']}' is not a flow: it is an artifact of the stage 'ingest'",
             lambda: verify(stored["pool"], flow=stored["data"]),
         ),
     ):
@@ -351,7 +358,7 @@ def test_errors_about_a_copy_name_the_url(stored, tmp_path):
         assert str(tmp_path / "cache") not in str(caught.value)
 
 
-# Files of an artifact at a URL: each downloaded once, when it is asked for.
+# Files of a remote artifact, downloaded once on first use.
 
 
 def test_paths_and_file_urls_are_read_in_place(tmp_path):
@@ -361,7 +368,7 @@ def test_paths_and_file_urls_are_read_in_place(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_remote_artifact_has_no_folder_and_lists_its_files(web):
+def test_a_remote_artifact_has_no_folder(web):
     artifact = open_artifact(f"{web.url}/pool")
     assert not artifact.is_local
     with pytest.raises(MissingError, match=f"'{web.url}/pool' is not on this machine.* lsmix pull {web.url}/pool"):
@@ -370,7 +377,7 @@ def test_a_remote_artifact_has_no_folder_and_lists_its_files(web):
         artifact.file("other")
 
 
-def test_an_artifact_opened_again_shows_changes_and_one_opened_before_does_not(web):
+def test_an_open_remote_artifact_does_not_change_until_it_is_reopened(web):
     first = open_artifact(f"{web.url}/pool")
     assert [path for path, _ in web.asked] == ["pool/manifest.json"]
     before = sha(first.file(SHARD))
@@ -388,18 +395,18 @@ FETCH = (
 )
 
 
-def test_processes_at_once_fetch_each_file_once(web):
+def test_concurrent_processes_download_each_file_once(web):
     processes = [subprocess.Popen([sys.executable, "-c", FETCH, f"{web.url}/pool"]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     files = [path for path, _ in web.asked if not path.endswith("/manifest.json")]
     assert len(files) == len(set(files))
 
 
-# Verify: what is stored stored.
+# Verify.
 
 
 @at("file", "s3", "web")
-def test_verify_checks_the_stored_bytes_and_no_cached_copy(stored, made, tmp_path):
+def test_verify_checks_the_remote_bytes_not_a_cached_copy(stored, made, tmp_path):
     if stored.kind != "file":
         open_artifact(stored["pool"]).file(SHARD)
     assert verify(stored["pool"])["content_digest"] == read_manifest(made["pool"]).content_digest
@@ -411,22 +418,22 @@ def test_verify_checks_the_stored_bytes_and_no_cached_copy(stored, made, tmp_pat
     assert copies(tmp_path) == []
 
 
-def test_the_copy_of_a_killed_verify_is_removed_by_the_next(web, tmp_path):
+def test_the_next_call_removes_the_copy_of_a_killed_verify(web, tmp_path):
     code = (
         "import os, sys\nfrom lsmix.data.progress import NullProgress\n"
         "from lsmix.data.sharing.transfer import temporary_copy\n"
         "with temporary_copy(sys.argv[1], NullProgress()): os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, f"{web.url}/pool"], check=False).returncode == 9
-    (left,) = copies(tmp_path)
+    (stale,) = copies(tmp_path)
     with temporary_copy(f"{web.url}/pool", NullProgress()) as folder:
-        assert copies(tmp_path) == [folder.name] != [left]
+        assert copies(tmp_path) == [folder.name] != [stale]
         assert payload(folder) == payload(web.artifact)
     assert list((tmp_path / "cache/copies").iterdir()) == []
 
 
 @at("file", "memory", "web")
-def test_an_export_at_a_url_is_verified_file_by_file(stored, invented_pool, tmp_path):
+def test_every_file_of_a_remote_export_is_verified(stored, invented_pool, tmp_path):
     form = {"file": "hdf5", "memory": "hdf5", "web": "folder"}[stored.kind]
     export_pool(invented_pool(), tmp_path / "out", format=form)
     stored.put("out", tmp_path / "out")
@@ -441,9 +448,7 @@ def test_an_export_at_a_url_is_verified_file_by_file(stored, invented_pool, tmp_
         assert str(tmp_path / "cache") not in str(error.value)
 
 
-def test_an_export_whose_manifest_names_a_path_outside_is_refused_before_anything_is_written(
-    web, invented_pool, tmp_path
-):
+def test_an_export_with_paths_outside_its_folder_is_rejected_before_anything_is_written(web, invented_pool, tmp_path):
     export_pool(invented_pool(), web.folder / "out", format="hdf5")
     place = web.folder / "out/manifest.json"
     for path in ("../evil", "/tmp/evil", "a\\b", "manifest.json", "x" * 300):
@@ -456,7 +461,7 @@ def test_an_export_whose_manifest_names_a_path_outside_is_refused_before_anythin
         assert not (tmp_path / "evil").exists()
 
 
-def test_a_missing_file_of_an_export_is_named(web, invented_pool, tmp_path):
+def test_an_error_names_a_missing_file_of_an_export(web, invented_pool, tmp_path):
     export_pool(invented_pool(), web.folder / "out", format="parquet")
     (name,) = (path.name for path in (web.folder / "out").glob("*.parquet"))
     (web.folder / "out" / name).unlink()
@@ -464,7 +469,7 @@ def test_a_missing_file_of_an_export_is_named(web, invented_pool, tmp_path):
         verify(f"{web.url}/out")
 
 
-# Cards: of a pool at a URL, and beside a pool that is pushed.
+# Cards of remote and pushed pools.
 
 
 @pytest.fixture
@@ -473,7 +478,7 @@ def remote_pool(made, tmp_path):
     return f"memory://{tmp_path.name}/pool"
 
 
-def test_a_pool_is_pushed_with_its_card_in_the_manifest_and_the_same_content_digest(remote_pool, made):
+def test_pushing_a_pool_adds_its_card_and_keeps_the_content_digest(remote_pool, made):
     sent, here = open_pool(remote_pool).manifest, read_manifest(made["pool"])
     assert sent.content_digest == here.content_digest
     listed = {file.path for file in sent.files}
@@ -483,7 +488,7 @@ def test_a_pool_is_pushed_with_its_card_in_the_manifest_and_the_same_content_dig
     assert verify(remote_pool)["edited"] == []
 
 
-def test_a_pool_is_pushed_again_with_another_card_and_only_that_is_sent(remote_pool, made, tmp_path, monkeypatch):
+def test_pushing_a_pool_with_another_card_sends_only_the_changed_card_files(remote_pool, made, tmp_path, monkeypatch):
     write_card(made["pool"], tmp_path / "card", licence="MIT", creator="Ann")
     kind, sent = type(open_remote(remote_pool)), []
     write = kind.write
@@ -498,9 +503,7 @@ def test_a_pool_is_pushed_again_with_another_card_and_only_that_is_sent(remote_p
     assert sent == []
 
 
-def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(
-    remote_pool, made, tmp_path, monkeypatch
-):
+def test_a_pool_stays_valid_after_an_interrupted_push_of_another_card(remote_pool, made, tmp_path, monkeypatch):
     write_card(made["pool"], tmp_path / "card", licence="MIT")
     kind, sent = type(open_remote(remote_pool)), []
     write, digest = kind.write, open_pool(remote_pool).manifest.content_digest
@@ -512,7 +515,7 @@ def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(
         write(self, path, source)
 
     monkeypatch.setattr(kind, "write", write_one_more)
-    for allowed in range(4):  # noqa: B007  # which write_one_more reads
+    for allowed in range(4):  # noqa: B007  # read by write_one_more
         with pytest.raises(KeyboardInterrupt):
             push(made["pool"], remote_pool, card=tmp_path / "card")
         assert verify(remote_pool)["content_digest"] == digest
@@ -523,7 +526,7 @@ def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(
     assert b"MIT" in open_remote(remote_pool).read("README.md", 1 << 20)
 
 
-def test_the_card_of_another_pool_is_refused(made, invented_pool, tmp_path):
+def test_the_card_of_another_pool_is_rejected(made, invented_pool, tmp_path):
     write_card(invented_pool(), tmp_path / "card")
     with pytest.raises(RecipeError, match="is not a card of"):
         push(made["pool"], f"memory://{tmp_path.name}/other", card=tmp_path / "card")
@@ -531,7 +534,7 @@ def test_the_card_of_another_pool_is_refused(made, invented_pool, tmp_path):
         push(made["pool"], f"memory://{tmp_path.name}/other", card=made["pool"])
 
 
-# Results are written to this machine.
+# Results are written to local paths only.
 
 
 @pytest.mark.parametrize(
@@ -545,14 +548,14 @@ def test_the_card_of_another_pool_is_refused(made, invented_pool, tmp_path):
         (("figure", "fig4", "RECIPE", "--out", "s3://bucket/out.png"), "a figure"),
     ],
 )
-def test_a_result_is_not_written_to_a_url(words, what, made, tiny_recipe, command):
+def test_results_are_not_written_to_urls(words, what, made, tiny_recipe, command):
     result = command(*({"POOL": made["pool"], "RECIPE": tiny_recipe}.get(word, word) for word in words))
     assert (result.code, result.out) == (1, "")
-    assert f"error: {what} is written to this machine, not to the URL 's3://bucket/out" in result.err
+    assert f"error: {what} cannot be written to the URL 's3://bucket/out" in result.err
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_a_file_url_is_a_folder_to_write_to(made, tmp_path):
+def test_results_can_be_written_to_file_urls(made, tmp_path):
     export_pool(made["pool"], f"file://{tmp_path}/out", format="hdf5")
     assert verify(tmp_path / "out")["stage"] == "export"
 
@@ -561,11 +564,13 @@ def test_a_file_url_is_a_folder_to_write_to(made, tmp_path):
 
 
 @at("file", "memory")
-def test_a_recipe_with_the_url_of_no_flow_names_it(stored, tiny_recipe):
+def test_a_recipe_with_a_wrong_flow_url_is_reported(stored, tiny_recipe):
     with pytest.raises(MissingError, match=stored["nothing"].removeprefix("file://")):
         plan(tiny_recipe, overrides=[f"flow.path={stored['nothing']}"])
     if stored.kind != "file":
-        with pytest.raises(MissingError, match=f"'{stored['data']}' is no flow but the result of stage 'ingest'"):
+        with pytest.raises(
+            MissingError, match=f"'{stored['data']}' is not a flow: it is an artifact of the stage 'ingest'"
+        ):
             plan(tiny_recipe, overrides=[f"flow.path={stored['data']}"])
         with pytest.raises(DownloadError, match=r"'http://127\.0\.0\.1:9/flow' cannot be reached"):
             plan(tiny_recipe, overrides=["flow.path=http://127.0.0.1:9/flow"])

@@ -75,14 +75,14 @@ def test_file_sizes_of_an_artifact_are_checked_first(folder):
     assert isinstance(load_flow(folder), Flow)
     with (folder / WEIGHTS_NAME).open("ab") as file:
         file.write(b"x")
-    with pytest.raises(CorruptError, match=r"expected \d+ bytes, got"):
+    with pytest.raises(CorruptError, match=r"expected [\d,]+ bytes, got"):
         load_flow(folder)
 
 
 def test_errors_name_missing_folders_and_files(folder, tmp_path):
-    with pytest.raises(MissingError, match="there is no such folder"):
+    with pytest.raises(MissingError, match="the folder does not exist"):
         load_flow(tmp_path / "nowhere")
-    with pytest.raises(MissingError, match=r"expected glow\.json in it"):
+    with pytest.raises(MissingError, match=r"glow\.json is missing"):
         load_flow(tmp_path)
     (folder / WEIGHTS_NAME).unlink()
     with pytest.raises(MissingError, match=r"glow\.safetensors' is missing"):

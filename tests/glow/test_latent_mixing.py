@@ -141,7 +141,7 @@ def test_read_only_arrays_can_be_mixed():
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, np.nan, np.array([0.5, 2.0])])
 def test_lambda_outside_zero_to_one_is_rejected(lam):
-    with pytest.raises(RecipeError, match="λ must lie within"):
+    with pytest.raises(RecipeError, match="λ must be within"):
         mix_latents("ls-mix", np.zeros((2, 4)), np.zeros((2, 4)), lam)
 
 

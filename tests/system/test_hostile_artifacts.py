@@ -150,7 +150,7 @@ def test_a_manifest_that_cannot_be_decoded_is_rejected(content, pool, guarded):
 
 def test_a_manifest_of_gigabytes_is_not_read(pool, guarded):
     os.truncate(pool / "manifest.json", 4 << 30)
-    assert_refused(guarded("verify", pool, memory=True), 5, "has 4294967296 bytes")
+    assert_refused(guarded("verify", pool, memory=True), 5, "has 4,294,967,296 bytes")
 
 
 def test_the_last_value_of_a_duplicate_key_is_used(pool, guarded):
@@ -208,7 +208,7 @@ def rows(rows: int, chunk_rows: int) -> Callable:
 FORGED_COLUMNS = {
     "shape": (column(lambda m: m.update(shape=[2**60, 8, 8, 1])), 1, "shape"),
     "rows without files": (rows(2**47, 128), 5, "is not in the manifest"),
-    "one huge shard": (rows(2**47, 2**47), 5, "is damaged: expected"),
+    "one huge shard": (rows(2**47, 2**47), 5, "bytes, expected"),
     "object": (column(lambda m: m.update(data_type="object")), 1, "data_type"),
     "pickle codec": (column(lambda m: m["codecs"].append({"name": "pickle"})), 1, "codecs"),
     "unknown codec": (column(lambda m: m["codecs"][0].update(name="numcodecs.pickle")), 1, "numcodecs.pickle"),
@@ -216,7 +216,7 @@ FORGED_COLUMNS = {
     "transformer": (column(lambda m: m.update(storage_transformers=[{"name": "x"}])), 1, "storage_transformers"),
     "dimension names": (column(lambda m: m.update(dimension_names=["a"])), 1, "dimension_names"),
     "no classes": (attributes(class_names=[]), 5, "class_names"),
-    "copies": (attributes(copies=2**40), 5, "do not make"),
+    "copies": (attributes(copies=2**40), 5, "do not add up"),
     "sources": (attributes(sources=10**9), 5, "sources"),
     "deep": (written("pool.zarr/lam/zarr.json", b'{"attributes":' + b'{"a":' * 3000), 5, "is damaged"),
     "long": (lengthened("pool.zarr/lam/zarr.json"), 1, "reads at most"),
@@ -399,7 +399,7 @@ def test_a_link_in_an_export_is_never_followed(invented_pool, tmp_path, command,
     assert command("export", invented_pool(), tmp_path / "out", "--format", "folder").code == 0
     (tmp_path / "out" / "images").rename(tmp_path / "images")
     (tmp_path / "out" / "images").symlink_to(tmp_path / "images")
-    assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; artifacts hold their own files")
+    assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; folders of an artifact must not be links")
 
 
 # Text on pages and terminals.

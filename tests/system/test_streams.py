@@ -104,7 +104,7 @@ def test_without_a_home_folder_the_error_says_how_to_set_the_cache(monkeypatch: 
     monkeypatch.setattr("pwd.getpwuid", unknown)
     for name in ("HOME", "XDG_CACHE_HOME", "LSMIX_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(MissingError, match="Name a folder with LSMIX_CACHE"):
+    with pytest.raises(MissingError, match="Set LSMIX_CACHE"):
         cache_folder()
     monkeypatch.setenv("LSMIX_CACHE", "somewhere")
     assert cache_folder() == Path("somewhere")

@@ -242,7 +242,7 @@ def test_verify_finds_a_flipped_byte_a_missing_file_and_an_additional_file(form,
                     verify(folder)
             path.write_bytes(content)
     (folder / "more").write_bytes(b"")
-    with pytest.raises(CorruptError, match="put there later"):
+    with pytest.raises(CorruptError, match="it was added later"):
         verify(folder)
 
 
@@ -307,14 +307,14 @@ def test_the_remains_of_a_killed_export_are_replaced(invented_pool, tmp_path):
 def test_existing_files_are_not_overwritten(invented_pool, tmp_path):
     pool, mine = invented_pool(), tmp_path / "mine"
     mine.mkdir()
-    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(RecipeError, match="already exists and is not overwritten"):
         export_pool(pool, mine, format="hdf5")
     mine.rename(tmp_path / "out.part")
     (tmp_path / "out.part" / "letter").write_text("dear")
-    with pytest.raises(RecipeError, match=r"out\.part.* is in the way, and was not made by lsmix"):
+    with pytest.raises(RecipeError, match=r"out\.part.* already exists and was not created by lsmix"):
         export_pool(pool, tmp_path / "out", format="hdf5")
     assert (tmp_path / "out.part" / "letter").read_text() == "dear"
-    with pytest.raises(MissingError, match="there is no folder"):
+    with pytest.raises(MissingError, match=r"the folder .* does not exist"):
         export_pool(pool, tmp_path / "no" / "out", format="hdf5")
 
 
@@ -378,7 +378,7 @@ def test_images_that_an_encoding_cannot_store_exactly_are_rejected(channels, ima
 
 def test_a_full_disk_is_reported_before_anything_is_written(invented_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(DiskSpaceError, match="where 100 are free"):
+    with pytest.raises(DiskSpaceError, match="but only 100 B are free"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
     assert not (tmp_path / "out.part").exists()
 
@@ -400,12 +400,12 @@ def test_the_commands_export_and_verify_work_on_a_pool(invented_pool, tmp_path, 
     assert f"pixel_digest         {document['content']['pixel_digest']}" in shown.out
     assert "export hdf5: 46 images" in shown.err
     refused = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
-    assert (refused.code, "is there already" in refused.err) == (1, True)
+    assert (refused.code, "already exists" in refused.err) == (1, True)
 
 
 def test_the_command_line_accepts_the_formats_of_the_registry(command, monkeypatch):
     known = [*EXPORT_FORMATS.names(), "elsewhere"]
-    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"})
+    monkeypatch.setattr(EXPORT_FORMATS, "_external", lambda: {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"})
     assert f"[{'|'.join(known)}]" in command("export", "--help").out
     refused = command("export", "pool", "out", "--format", "parket")
     assert refused.code == 2
@@ -416,7 +416,7 @@ def test_an_export_in_a_format_of_another_package_is_verified_without_that_packa
     invented_pool, tmp_path, monkeypatch
 ):
     plugins = {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"}
-    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: plugins)
+    monkeypatch.setattr(EXPORT_FORMATS, "_external", lambda: plugins)
     export_pool(invented_pool(), tmp_path / "out", format="elsewhere")
     plugins.clear()
     assert read_manifest(tmp_path / "out").config["format"] == "elsewhere"

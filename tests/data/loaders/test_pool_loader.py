@@ -234,7 +234,7 @@ def test_labels_that_are_out_of_range_are_reported_before_the_first_batch(folder
     path = tmp_path / "p/pool.zarr/zarr.json"
     path.write_text(path.read_text().replace('"e"', "").replace('"d",', '"d"'))
     factory.complete_artifact(tmp_path / "p")
-    with pytest.raises(CorruptError, match="in row 4 label_a is 4, but there are classes 0 to 3"):
+    with pytest.raises(CorruptError, match="in row 4 label_a is 4, but the classes are 0 to 3"):
         iter(PoolLoader(open_pool(tmp_path / "p"), 16))
 
 

@@ -59,9 +59,12 @@ from lsmix.pipeline.workspace.workspace import Workspace
         # Impossible mixes.
         ("pools.lsmix.method=lsmix", r"pools\.lsmix\.method: unknown mixing method 'lsmix'\. Did you mean 'ls-mix'\?"),
         ("pools.lsmix.sources=9", r"pools\.lsmix\.sources: expected int <= 8, got 9"),
-        ("pools.zero.sources=3", r"pools\.zero\.lambdas: a fixed λ is the share of one of two sources"),
+        ("pools.zero.sources=3", r"pools\.zero\.lambdas: fixed λ work with two sources only"),
         ("pools.lsmix.corner=middle", r"pools\.lsmix\.corner: "),
-        ('pools.p={ method = "linear", sources = 3 }', r"pools\.p\.sources: more than two are mixed by 'ls-mix' only"),
+        (
+            'pools.p={ method = "linear", sources = 3 }',
+            r"pools\.p\.sources: only 'ls-mix' can mix more than two sources",
+        ),
         ('pools.p={ method = "cutmix", corner = "random" }', r"pools\.p\.corner: only methods in latent space"),
         ('pools.p={ method = "mixup", flow = "x" }', r"pools\.p\.flow: 'mixup' mixes pixels and needs no flow"),
         ('runs.r={ mix = [{ method = "mixpu" }] }', r"runs\.r\.mix\[0\]\.method: .*Did you mean 'mixup'\?"),

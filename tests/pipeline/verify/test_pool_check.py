@@ -81,7 +81,7 @@ def test_a_source_in_the_test_split_is_rejected_by_row_and_index(given, command)
     images = read_spec(folder).origin.train_images
     forge(folder, "source_b", 97, images)
     with pytest.raises(
-        CorruptError, match=rf"in row 97 source_b is {images}, .* rows 0 to {images - 1}: .* test image"
+        CorruptError, match=rf"in row 97 source_b is {images}, .* rows 0 to {images - 1}; .* test image"
     ):
         verify(folder)
     result = command("verify", folder)
@@ -96,19 +96,19 @@ def test_a_source_in_the_test_split_is_rejected_by_row_and_index(given, command)
         ("ls-mix", "source_b", 3, "source_b is 3, but the plan has"),
         ("ls-mix", "source_a", -1, "source_a is -1, but the training split has rows"),
         ("ls-mix", "lam", 0.625, "lam is 0.625, but the plan has"),
-        ("ls-mix", "lam", np.nan, "lam is nan, but expected 0 to 1"),
+        ("ls-mix", "lam", np.nan, "lam is nan, but must be from 0 to 1"),
         ("ls-mix", "share_b", 0.015625 * 33, "share_b is 0.515625, but the plan has"),
-        ("ls-mix", "share_b", 1.5, "share_b is 1.5, but expected 0 to 1"),
+        ("ls-mix", "share_b", 1.5, "share_b is 1.5, but must be from 0 to 1"),
         ("ls-mix", "status", 1, "none of the attempts 1 to 3"),
         ("ls-mix", "status", 2, "(replaced rows have share 0|the plan has)"),
-        ("ls-mix", "status", 7, "status is 7, but expected 0 to 2"),
-        ("ls-mix", "label_a", 11, "label_a is 11, but there are classes 0 to 9"),
+        ("ls-mix", "status", 7, "status is 7, but must be from 0 to 2"),
+        ("ls-mix", "label_a", 11, "label_a is 11, but the classes are 0 to 9"),
         ("cutmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
         ("cutmix", "status", 1, "no row is redrawn, since mixing pixels never fails"),
         ("keep", "status", 1, "no row is redrawn, since on_decode_failure is 'keep'"),
         ("bern-mix", "share_b", 0.25, "share_b is 0.25, but the plan has"),
         ("linear", "share_b", 0.25, "share_b is 0.25, but the plan has"),
-        ("corners", "corner", 4, "corner is 4, but expected 0 to 3"),
+        ("corners", "corner", 4, "corner is 4, but must be from 0 to 3"),
         ("end", "corner", 0, "corner is 0, but the plan has 3"),
         ("three", "source_more", 500, r"source_more\[0\] is 500, but the training split"),
         ("three", "lam_more", 0.125, r"lam_more\[0\] is 0.125, but the plan has"),
@@ -244,7 +244,7 @@ def test_a_deep_check_encodes_images_like_the_encode_stage(methods_workspace, tm
         ({"origin": {"train_images": 120}}, "its images_per_copy is 150, but plan.json says 120"),
         ({"origin": {"licence": "mine"}}, "its origin is"),
         ({"inputs": {"flow": "0" * 64}}, "its content digest of its flow is"),
-        ({"dim": None}, "contradicts itself"),
+        ({"dim": None}, "is inconsistent"),
         ({"stage_version": 1}, "its stage_version is 5, but plan.json says 1"),
     ],
 )
@@ -300,7 +300,7 @@ def test_deep_check_errors_name_missing_inputs(given, made):
         verify(folder, deep=True, flow=flow, device="cpu")
     with pytest.raises(RecipeError, match="is the result of stage 'train-glow'; these options"):
         verify(flow, deep=True)
-    with pytest.raises(MissingError, match="is no flow but the result of stage 'ingest'"):
+    with pytest.raises(MissingError, match="is not a flow: it is an artifact of the stage 'ingest'"):
         verify(folder, flow=made["ingest"].folder)
     with pytest.raises(RecipeError, match="mixes pixels and needs no flow"):
         verify(given("mixup"), flow=flow)

@@ -178,9 +178,9 @@ def test_another_flow_is_rejected_by_its_digest(given, tmp_path):
         ({"pool": {"method": "no-mix"}}, RecipeError, "unknown mixing method 'no-mix'"),
         ({"inputs": {"flow": "x"}}, FormatError, "inputs"),
         ({"inputs": {"dataset": "0" * 64}}, CorruptError, "its inputs are"),
-        ({"origin": {"config": {"path": "/etc"}}}, CorruptError, r"its origin says where files are stored \(path\)"),
+        ({"origin": {"config": {"path": "/etc"}}}, CorruptError, r"its origin contains locations of files \(path\)"),
         ({"origin": {"config": {"limits": 3}}}, FormatError, "settings that lsmix does not know: .*limits"),
-        ({"origin": {"train_images": 1}}, CorruptError, "it mixes 2 of 1 training images"),
+        ({"origin": {"train_images": 1}}, CorruptError, "it mixes 2 sources of 1 training image"),
     ],
 )
 def test_a_hostile_or_damaged_plan_is_rejected(given, tmp_path, changes, error, message):
@@ -194,7 +194,7 @@ def test_a_hostile_or_damaged_plan_is_rejected(given, tmp_path, changes, error, 
 def test_a_file_that_is_not_a_plan_is_rejected(tmp_path, content):
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match="is no plan"):
+    with pytest.raises(FormatError, match=r"is not (a|the) plan"):
         read_spec(path)
     with pytest.raises(MissingError, match="no plan at"):
         read_spec(tmp_path / "nothing.json")
@@ -209,9 +209,9 @@ def test_an_altered_plan_in_a_pool_is_rejected(given, tmp_path):
 
 def test_existing_files_are_not_overwritten(given, tmp_path):
     (tmp_path / "there").write_bytes(b"")
-    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(RecipeError, match="already exists and is not overwritten"):
         rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "there")
-    with pytest.raises(MissingError, match="there is no folder"):
+    with pytest.raises(MissingError, match=r"the folder .* does not exist"):
         rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "a" / "b")
 
 

@@ -468,7 +468,7 @@ def test_an_interrupted_card_leaves_nothing(at, pool_copy, monkeypatch):
 
 def test_a_card_does_not_overwrite_an_existing_folder(pool_copy):
     card_of(pool_copy)
-    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(RecipeError, match="already exists and is not overwritten"):
         card_of(pool_copy)
 
 

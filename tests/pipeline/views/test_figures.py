@@ -140,7 +140,7 @@ def test_an_interpolation_goes_from_one_source_to_the_other_by_each_method(opene
 
 def test_appendix_e_shows_methods_of_other_packages_only_on_request(opened, monkeypatch):
     other = "lsmix.glow.latent_mixing:linear"  # stands for an entry point of another package
-    monkeypatch.setattr(LATENT_METHODS, "_others", lambda: {"from-elsewhere": other})
+    monkeypatch.setattr(LATENT_METHODS, "_external", lambda: {"from-elsewhere": other})
     own = ["LS-Mix", "Linear", "Bern-Mix", "Swap-Mix", "Reverse-Mix"]
     assert opened.draw("appendix-e", pairs=1).row_titles == own  # reports must not depend on the installed packages
     sheet = opened.draw("appendix-e", pairs=1, methods=LATENT_METHODS.names())

@@ -32,7 +32,7 @@ def test_atomic_writes_replace_regular_files_only(tmp_path, make):
     path = tmp_path / "output"
     make(path)
     before = path.lstat()
-    with pytest.raises(RecipeError, match=r"only regular files are replaced\. Choose another path"):
+    with pytest.raises(RecipeError, match=r"lsmix replaces only regular files\. Choose another path"):
         write_atomic(path, b"ours")
     after = path.lstat()
     assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
@@ -70,7 +70,7 @@ def test_show_rejects_an_output_that_is_not_a_regular_file(invented_pool, tmp_pa
     KINDS[kind](target)
     before = target.lstat()
     result = command("show", invented_pool(), option, target)
-    assert (result.code, "only regular files are replaced" in result.err) == (1, True)
+    assert (result.code, "lsmix replaces only regular files" in result.err) == (1, True)
     assert target.lstat().st_ino == before.st_ino
 
 
@@ -79,7 +79,7 @@ def test_show_rejects_an_output_that_is_not_a_regular_file(invented_pool, tmp_pa
 def test_show_rejects_the_terminal_and_devices(pool, command, path):
     before = os.lstat(path)
     result = command("show", pool, "--image", path)
-    assert (result.code, "only regular files are replaced" in result.err) == (1, True)
+    assert (result.code, "lsmix replaces only regular files" in result.err) == (1, True)
     assert os.lstat(path).st_ino == before.st_ino
 
 

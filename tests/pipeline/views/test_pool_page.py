@@ -208,7 +208,7 @@ def test_numbers_out_of_range_are_rejected(column, tmp_path, monkeypatch):
     values = pool.columns[column][:]
     values[7] = np.nan
     monkeypatch.setitem(pool.columns, column, values)
-    with pytest.raises(CorruptError, match=f"in row 7 {column} is nan, but expected 0 to 1"):
+    with pytest.raises(CorruptError, match=f"in row 7 {column} is nan, but must be from 0 to 1"):
         summarise_pool(pool)
 
 

@@ -179,7 +179,7 @@ def test_a_remote_record_of_a_file_outside_the_artifact_is_rejected(monkeypatch,
             return json.dumps(record).encode()
 
     monkeypatch.setattr("lsmix.pipeline.engine.shards.open_remote", lambda url: Hostile())
-    with pytest.raises(CorruptError, match="which no artifact of the stage 'mix' has"):
+    with pytest.raises(CorruptError, match="which does not belong to an artifact of the stage 'mix'"):
         read_ledger("s3://bucket/runs/mix/pool-0123456789ab", "mix")
 
 
@@ -288,8 +288,8 @@ def test_workers_cannot_use_a_workspace_in_memory(tiny_recipe, finished_workspac
 @pytest.mark.parametrize(
     ("url", "code", "message"),
     [
-        ("nonsense://x/runs", 1, "lsmix does not read"),
-        ("http://127.0.0.1:9/runs", 1, "is a web server: it can be pulled from"),
+        ("nonsense://x/runs", 1, "lsmix does not support"),
+        ("http://127.0.0.1:9/runs", 1, "is a web server: lsmix can pull from it"),
     ],
 )
 def test_a_url_that_cannot_be_a_workspace_is_rejected(tiny_recipe, command, url, code, message):

@@ -152,7 +152,7 @@ class Scene:
         self.faults.arm(self.within, mode, **more)
         said = call(self.words)
         seen = self.faults.disarm()
-        is_made = said["code"] == 0 or "is there already, and nothing is overwritten" in said["err"]
+        is_made = said["code"] == 0 or "already exists and is not overwritten" in said["err"]
         return {**said, **seen, "outcome": outcome(self.made) if is_made else None}
 
     def run(self, mode: int, **more: Any) -> dict[str, Any]:
