@@ -417,9 +417,9 @@ def test_the_report_section_contains_every_sample_and_the_caveats(measured, foun
     originals = ["originals, held out", "originals, test", "originals, sources"]
     for table in (likelihood, appearance):
         assert [row[0] for row in table.rows] == [*originals, *NaturalnessConfig().methods]
-    assert "Bits per dimension alone mislead" in section.text
+    assert "Do not judge by bits per dimension alone" in section.text
     difference = np.mean(np.subtract(found["ls-mix"].bits_per_dim, found["hard-cut"].bits_per_dim))
-    assert f"hard cut of the same pairs: {difference:+.3f}".replace("-", "−") in likelihood.note
+    assert "on the same pairs: " + f"{difference:+.3f}".replace("-", "−") in likelihood.note
     linear = next(row for row in appearance.rows if row[0] == "linear")
     assert linear[-2].endswith("°")
     names = [figure.name for figure in figures]
