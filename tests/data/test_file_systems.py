@@ -63,7 +63,7 @@ def test_files_of_file_managers_and_hubs_are_ignored_and_reported(pool, tmp_path
         (pool / name).write_bytes(b"x")
     result = command("verify", pool)
     assert result.code == 0
-    assert ".DS_Store, .cache, .gitattributes, pool.zarr/Thumbs.db: put there by" in result.out
+    assert ".DS_Store, .cache, .gitattributes, pool.zarr/Thumbs.db: added by a file manager" in result.out
     assert json.loads(command("verify", pool, "--json").out)["content"]["ignored"][0] == ".DS_Store"
     push_artifact(pool, str(tmp_path / "there"), NullProgress())
     assert not (tmp_path / "there/.DS_Store").exists()

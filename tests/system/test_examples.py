@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import lsmix
 from lsmix.data.dataset import open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,7 +157,7 @@ def test_trackers_receive_the_metrics_of_each_step_and_epoch(
         calls = {"init": lambda project: _Tracked(lambda values: seen.append((values, values.pop("at")))),
                  "start_run": lambda: _Tracked(print), "log_metrics": lambda values, step: seen.append((values, step))}  # fmt: skip
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**calls))
-    names: dict[str, Any] = {"lsmix": SimpleNamespace(run=run)}
+    names: dict[str, Any] = {"lsmix": SimpleNamespace(run=run, NullProgress=lsmix.NullProgress)}
     for word in ("NullProgress", f"import {name}" if name != "tensorboard" else name):
         exec(documented(word), names)
     if name == "tensorboard":

@@ -235,7 +235,7 @@ def test_a_class_folder_whose_name_is_not_valid_text_is_rejected(tmp_path, inges
     (folder / "a" / "0.png").write_bytes(picture())
     (folder / "a" / "1.png").write_bytes(picture())
     (folder / "a").rename(folder / os.fsdecode(b"caf\xe9"))  # Latin-1
-    assert_refused(ingest(folder, "image-folder"), 1, r"caf\udce9/0.png' is no UTF-8 text")
+    assert_refused(ingest(folder, "image-folder"), 1, r"caf\udce9/0.png' is not valid UTF-8")
 
 
 # HDF5 and MATLAB.

@@ -332,7 +332,7 @@ def test_errors_name_parts_of_data_sets_that_are_not_regular_files(tmp_path, mon
             names.append(part.name)
     for line, name in zip(read_alone(*sources), names, strict=True):
         assert name in line
-        assert re.search("device, pipe or socket|missing|cannot be opened|no file", line)
+        assert re.search("device, pipe or socket|missing|cannot be opened|does not exist", line)
 
 
 def test_oversized_files_are_rejected_before_they_are_hashed(tmp_path):
