@@ -116,10 +116,10 @@ def record_files(
     """List the files below ``folder`` with size and checksum, except the manifest and the work folder.
 
     Args:
-        folder: the artifact.
-        payload: paths of payload files, or their first parts, such as "pool.zarr"; None for every file. Zarr metadata is
+        folder: The artifact.
+        payload: Paths of payload files, or their first parts, such as "pool.zarr"; None for every file. Zarr metadata is
             never payload, because versions of zarr-python write different bytes.
-        known: checksums by path that were computed during writing, so that large shards are not read again.
+        known: Checksums by path that were computed during writing, so that large shards are not read again.
     """
     records = []
     for path in sorted(folder.rglob("*")):
@@ -239,9 +239,9 @@ def check_listing(where: str, stage: str, files: list[FileRecord]) -> None:
     """Raise CorruptError unless it is safe to write files by a list: all paths belong to the stage and none collide.
 
     Args:
-        where: the file that contains the list, for messages.
-        stage: stage of the artifact.
-        files: the list, untrusted.
+        where: The file that contains the list, for messages.
+        stage: Stage of the artifact.
+        files: The list, untrusted.
     """
     names: set[str] = set()
     folders: set[str] = set()
@@ -407,9 +407,9 @@ class Artifact:
     """A complete artifact in a local folder: its manifest and its files.
 
     Args:
-        manifest: the manifest.
-        folder: folder with all of its files.
-        url: source of the folder if it is a copy; messages then name this URL.
+        manifest: The manifest.
+        folder: Folder with all of its files.
+        url: Source of the folder if it is a copy; messages then name this URL.
     """
 
     def __init__(self, *, manifest: Manifest, folder: Path, url: str = "") -> None:

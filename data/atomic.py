@@ -141,10 +141,10 @@ def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: b
     """Lock an open file; an interrupt ends the wait. If the file system has no locks, warn once per folder instead.
 
     Args:
-        file: the open file; closing it releases the lock.
-        path: its path, for the warning.
-        shared: take a shared lock, which several files can hold together, instead of an exclusive one.
-        wait: wait until the lock is free.
+        file: The open file; closing it releases the lock.
+        path: Its path, for the warning.
+        shared: Take a shared lock, which several files can hold together, instead of an exclusive one.
+        wait: Wait until the lock is free.
 
     Raises:
         BlockingIOError: The lock is held elsewhere and ``wait`` is false.
@@ -175,10 +175,10 @@ def locked_file(path: Path, *, wait: bool = False, shared: bool = False, message
     """Open a file for reading and appending, creating it if necessary, lock it, and yield it unbuffered.
 
     Args:
-        path: the file, in an existing folder.
-        wait: wait while another thread or process holds the lock.
-        shared: take a shared lock instead of an exclusive one.
-        message: error message; "" for a general one.
+        path: The file, in an existing folder.
+        wait: Wait while another thread or process holds the lock.
+        shared: Take a shared lock instead of an exclusive one.
+        message: Error message; "" for a general one.
 
     Raises:
         LockedError: Another thread or process holds the lock and ``wait`` is false.
@@ -212,8 +212,8 @@ def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
     a killed lsmix process left there is replaced.
 
     Args:
-        target: a path that does not exist; with ``resume`` also an empty folder.
-        resume: start from the files that an interrupted call left, and keep the files on an error.
+        target: A path that does not exist; with ``resume`` also an empty folder.
+        resume: Start from the files that an interrupted call left, and keep the files on an error.
 
     Raises:
         RecipeError: ``target`` exists, or lsmix did not create the folder ``NAME.part``.
@@ -319,10 +319,10 @@ def decode_versioned(content: bytes, kind: type[_Record], version: int, *, what:
 
     Args:
         content: JSON object with the field ``format_version``.
-        kind: struct type of the record.
-        version: the supported version.
-        what: begins the message about another version, up to the word "format", such as "plan 'plan.json' has".
-        remedy: ends the message.
+        kind: Struct type of the record.
+        version: The supported version.
+        what: Begins the message about another version, up to the word "format", such as "plan 'plan.json' has".
+        remedy: Ends the message.
 
     Raises:
         FormatError: The record has another version.

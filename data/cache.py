@@ -88,10 +88,10 @@ class RemoteArtifact(Artifact):
     """An artifact at a URL whose files are downloaded to a cache on first use; safe to share among threads and processes.
 
     Args:
-        manifest: the manifest.
-        remote: source of the files.
-        folder: the cache, shared with all other artifacts.
-        limit_bytes: maximum size of the cache.
+        manifest: The manifest.
+        remote: Source of the files.
+        folder: The cache, shared with all other artifacts.
+        limit_bytes: Maximum size of the cache.
     """
 
     def __init__(self, manifest: Manifest, remote: RemoteFS, folder: Path, limit_bytes: int) -> None:
@@ -263,13 +263,13 @@ def fetch_file(
     """Download a file, resuming a partial download, and verify its checksum.
 
     Args:
-        remote: the remote.
-        path: path of the file on the remote; "" if the URL of the remote is the file itself.
-        size: size in bytes.
-        checksum: expected checksum, in hex.
-        stream: opened unbuffered for reading and appending; its content is taken as the beginning of the file.
-        advance: called with the number of bytes received; negative if they are discarded.
-        algorithm: hash algorithm of the checksum.
+        remote: The remote.
+        path: Path of the file on the remote; "" if the URL of the remote is the file itself.
+        size: Size in bytes.
+        checksum: Expected checksum, in hex.
+        stream: Opened unbuffered for reading and appending; its content is taken as the beginning of the file.
+        advance: Called with the number of bytes received; negative if they are discarded.
+        algorithm: Hash algorithm of the checksum.
 
     Returns:
         The number of bytes downloaded.

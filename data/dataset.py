@@ -104,7 +104,7 @@ def open_dataset(path: Path | str | Artifact) -> DataSet:
     """Open a data set.
 
     Args:
-        path: the file ``dataset.h5``, or its artifact, the artifact's folder or URL.
+        path: The file ``dataset.h5``, or its artifact, the artifact's folder or URL.
 
     Raises:
         MissingError: The file or folder does not exist.

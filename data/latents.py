@@ -74,11 +74,11 @@ def create_latents(
     """Write the metadata of a latent store in an artifact's folder, and return its layout.
 
     Args:
-        folder: the artifact; the store becomes "latents.zarr" in it.
-        rows: number of images, at least 1.
-        dim: length of a latent vector, at least 1.
-        chunk_rows: images per chunk; 0 for ``default_chunk_rows``, about 25 MB.
-        attributes: metadata to store with the latents, as JSON types.
+        folder: The artifact; the store becomes "latents.zarr" in it.
+        rows: Number of images, at least 1.
+        dim: Length of a latent vector, at least 1.
+        chunk_rows: Images per chunk; 0 for ``default_chunk_rows``, about 25 MB.
+        attributes: Metadata to store with the latents, as JSON types.
     """
     columns = [Column(name=name, dtype=dtype) for name, dtype in _DTYPES.items()]
     columns[0] = Column(name="z", dtype=_DTYPES["z"], row_shape=(dim,), row_axes=("component",))
@@ -97,8 +97,8 @@ def write_latent_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[An
     """Write one shard of the latent store in an artifact's folder.
 
     Args:
-        folder: the artifact.
-        shard: number of the shard; its rows are ``latent_store(folder).shard_range(shard)``.
+        folder: The artifact.
+        shard: Number of the shard; its rows are ``latent_store(folder).shard_range(shard)``.
         arrays: ``z`` float32 (n, D), ``label`` int64 (n,), ``log_prob`` float64 (n,), ``bits_per_dim`` float32 (n,).
 
     Returns:
@@ -118,7 +118,7 @@ def open_latents(path: Path | str | Artifact) -> Latents:
     """Open the latent store of an artifact.
 
     Args:
-        path: the artifact, its folder or URL, or "latents.zarr" in it.
+        path: The artifact, its folder or URL, or "latents.zarr" in it.
 
     Raises:
         MissingError: There are no latents, or they are unfinished.

@@ -61,8 +61,8 @@ class Registry:
     """Objects by name: the built-in ones and those of other packages.
 
     Args:
-        kind: kind of object, for messages, such as "mixing method in latent space".
-        group: entry point group through which other packages add objects.
+        kind: Kind of object, for messages, such as "mixing method in latent space".
+        group: Entry point group through which other packages add objects.
         builtin: "package.module:name" of the built-in objects, by name.
     """
 
@@ -131,7 +131,7 @@ def checked_rates(lam: ArrayLike, count: int) -> NDArray[np.float64]:
     """Return λ as float64 (count,) from one number, or from one per pair.
 
     Raises:
-        RecipeError: λ has another shape or is outside [0, 1].
+        RecipeError: Λ has another shape or is outside [0, 1].
     """
     values = np.array(lam, np.float64)
     if values.shape not in ((), (count,)):

@@ -277,9 +277,9 @@ class Pool:
         """Return rows ``start`` to ``stop`` (exclusive) by column, and check that all values are in range.
 
         Args:
-            start: the first row.
-            stop: the row after the last one.
-            names: the columns; empty for all except ``image``.
+            start: The first row.
+            stop: The row after the last one.
+            names: The columns; empty for all except ``image``.
 
         Raises:
             CorruptError: A value is out of range, or a chunk is damaged.
@@ -384,11 +384,11 @@ def create_pool(
     """Write the metadata of a pool in an artifact's folder, and return its layout.
 
     Args:
-        folder: the artifact; the pool becomes "pool.zarr" in it.
-        image_shape: height, width, channels.
-        chunk_rows: images per chunk; 0 for ``default_chunk_rows``, about 25 MB.
-        attributes: additional metadata to store with the pool, as JSON types.
-        fields: the fields of ``PoolAttributes`` except the version.
+        folder: The artifact; the pool becomes "pool.zarr" in it.
+        image_shape: Height, width, channels.
+        chunk_rows: Images per chunk; 0 for ``default_chunk_rows``, about 25 MB.
+        attributes: Additional metadata to store with the pool, as JSON types.
+        fields: The fields of ``PoolAttributes`` except the version.
 
     Raises:
         ValueError: The pool would have no images or no classes.
@@ -424,9 +424,9 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
     """Write one shard of the pool in an artifact's folder.
 
     Args:
-        folder: the artifact.
-        shard: number of the shard; its rows are ``pool_store(folder).shard_range(shard)``.
-        arrays: values by column, in the column's dtype: ``image`` (n, H, W, C), other columns (n,).
+        folder: The artifact.
+        shard: Number of the shard; its rows are ``pool_store(folder).shard_range(shard)``.
+        arrays: Values by column, in the column's dtype: ``image`` (n, H, W, C), other columns (n,).
 
     Returns:
         The SHA-256 of each written file, by path relative to ``folder``.
@@ -457,10 +457,10 @@ def open_pool(
     every byte against the manifest.
 
     Args:
-        path: the artifact, its folder or URL, or "pool.zarr" in it.
+        path: The artifact, its folder or URL, or "pool.zarr" in it.
         check_crc: False skips the CRC32C checks.
-        cache: folder of the cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
-        cache_bytes: limit of the cache for the files of all pools; the least recently used files are evicted first. It
+        cache: Folder of the cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
+        cache_bytes: Limit of the cache for the files of all pools; the least recently used files are evicted first. It
             must be large enough for all images of a shuffled epoch, otherwise shards are downloaded repeatedly.
 
     Raises:

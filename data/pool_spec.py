@@ -151,9 +151,9 @@ def read_spec(path: Path | str, *, expected: str = "", where: str = "") -> PoolS
     """Read the specification from a plan.json.
 
     Args:
-        path: the file, or the folder of its pool.
-        expected: expected SHA-256 of the file; "" for any.
-        where: name of the file in messages; "" for its path.
+        path: The file, or the folder of its pool.
+        expected: Expected SHA-256 of the file; "" for any.
+        where: Name of the file in messages; "" for its path.
 
     Raises:
         MissingError: The file does not exist.

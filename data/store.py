@@ -52,9 +52,9 @@ def open_artifact(
     SHA-256, and kept in a cache that all processes share.
 
     Args:
-        place: path or URL of the artifact, or of its "pool.zarr", "latents.zarr" or "dataset.h5".
-        cache: folder of the cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
-        cache_bytes: limit of the cache for the files of all artifacts; the least recently used files are evicted first.
+        place: Path or URL of the artifact, or of its "pool.zarr", "latents.zarr" or "dataset.h5".
+        cache: Folder of the cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
+        cache_bytes: Limit of the cache for the files of all artifacts; the least recently used files are evicted first.
 
     Raises:
         MissingError: There is no artifact, or it is unfinished.

@@ -139,8 +139,8 @@ class Table:
         """Write a shard, one chunk of every column; an existing shard is replaced.
 
         Args:
-            shard: number of the shard.
-            arrays: rows of the shard by column, (n, *row_shape) in the column's dtype.
+            shard: Number of the shard.
+            arrays: Rows of the shard by column, (n, *row_shape) in the column's dtype.
 
         Returns:
             The SHA-256 of each written file, by path relative to the table's folder.
@@ -180,8 +180,8 @@ def default_chunk_rows(row_bytes: int, rows: int) -> int:
     """Return the number of rows per chunk: about 25 MB, and at most an eighth of the table, rounded up to 256 rows.
 
     Args:
-        row_bytes: size of a row of the widest column.
-        rows: number of rows in the table.
+        row_bytes: Size of a row of the widest column.
+        rows: Number of rows in the table.
 
     Example:
         >>> from lsmix.data.table import default_chunk_rows

@@ -66,7 +66,7 @@ class ColumnReader:
         """Return the given rows, in the given order.
 
         Args:
-            rows: integers (n,) from −len to len − 1; they may repeat.
+            rows: Integers (n,) from −len to len − 1; they may repeat.
 
         Returns:
             A new array (n, …).
@@ -158,8 +158,8 @@ def open_table(files: TableFiles, *, check_crc: bool = True) -> TableReader:
     """Open a table for reading; chunks are opened on first use.
 
     Args:
-        files: the listed files of the table.
-        check_crc: check the CRC32C of each chunk when it is first mapped.
+        files: The listed files of the table.
+        check_crc: Check the CRC32C of each chunk when it is first mapped.
 
     Raises:
         MissingError: There is no table.
@@ -182,9 +182,9 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
     """Open the table ``name`` of an artifact for reading.
 
     Args:
-        artifact: a local or remote artifact.
-        name: name of the Zarr group in the artifact.
-        check_crc: as for ``open_table``.
+        artifact: A local or remote artifact.
+        name: Name of the Zarr group in the artifact.
+        check_crc: As for ``open_table``.
 
     Raises:
         MissingError: The artifact has no such table.

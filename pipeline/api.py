@@ -195,24 +195,24 @@ def run(
     """Bring a recipe up to date, as ``lsmix run`` does.
 
     Args:
-        recipe: the TOML file, a dictionary with its sections, or a ``Recipe``; relative paths in the last two start at
+        recipe: The TOML file, a dictionary with its sections, or a ``Recipe``; relative paths in the last two start at
             the current folder.
-        workspace: folder or URL of the artifacts; created if it does not exist.
-        stage: the last stage to run; "" for all.
-        overrides: strings "section.key=value" that override fields of the recipe.
-        scale: name of a section ``[scale.NAME]`` of the recipe whose fields override the recipe's; "" for none.
-        workers: number of local Dask workers that make shards; 0 makes them in this process.
-        scheduler: address of a running Dask cluster that makes shards; "" for none.
+        workspace: Folder or URL of the artifacts; created if it does not exist.
+        stage: The last stage to run; "" for all.
+        overrides: Strings "section.key=value" that override fields of the recipe.
+        scale: Name of a section ``[scale.NAME]`` of the recipe whose fields override the recipe's; "" for none.
+        workers: Number of local Dask workers that make shards; 0 makes them in this process.
+        scheduler: Address of a running Dask cluster that makes shards; "" for none.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        force: name of a stage to rerun even if it is up to date.
-        download: first download the data set that ``data.download`` names, if it is missing.
-        data: images in memory instead of ``data.path``, keyed by SHA-256: ``(images, labels)`` with uint8 images (N, H,
+        force: Name of a stage to rerun even if it is up to date.
+        download: First download the data set that ``data.download`` names, if it is missing.
+        data: Images in memory instead of ``data.path``, keyed by SHA-256: ``(images, labels)`` with uint8 images (N, H,
             W, C); a data set of ``(image, label)``; or a dictionary of these for "train", "test" and "val", which may
             also contain "class_names".
-        progress: optional progress reporter.
+        progress: Optional progress reporter.
 
     Raises:
-        LsmixError: says in one sentence what is wrong, where, and what to do.
+        LsmixError: Says in one sentence what is wrong, where, and what to do.
     """
     progress = progress or NullProgress()
     _check_stage(force)
@@ -276,7 +276,7 @@ def finalize(
     Arguments are as for ``run``.
 
     Raises:
-        PartialError: shards are missing; the message names them.
+        PartialError: Shards are missing; the message names them.
     """
     progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
@@ -347,12 +347,12 @@ def export_pool(
     """Export a pool, with its dataset card, to the new folder ``dest``, as ``lsmix export`` does.
 
     Args:
-        pool: folder or URL of the pool.
-        dest: the folder to create.
+        pool: Folder or URL of the pool.
+        dest: The folder to create.
         format: "hdf5", "parquet", "webdataset", "folder", or a format of another package in ``EXPORT_FORMATS``.
-        shard_images: images per file, or per sub-folder for "folder"; 0 for about 500 MB, or 5,000 images.
-        image: lossless encoding of the images in formats that contain image files.
-        progress: optional progress reporter.
+        shard_images: Images per file, or per sub-folder for "folder"; 0 for about 500 MB, or 5,000 images.
+        image: Lossless encoding of the images in formats that contain image files.
+        progress: Optional progress reporter.
 
     Returns:
         ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``content_digest`` of the export,
@@ -398,7 +398,7 @@ def list_artifacts(workspace: Path | str = "runs") -> list[dict[str, Any]]:
     """List the artifacts in a workspace in the order of the stages, as ``lsmix ls`` prints them.
 
     Args:
-        workspace: folder or URL of the workspace.
+        workspace: Folder or URL of the workspace.
 
     Returns:
         Per folder ``stage``, ``name``, ``cache_key``, ``folder``, ``bytes``, ``complete`` (False for unfinished work),
@@ -433,17 +433,17 @@ def push(
     replace the pool's README.md and LICENSES/, and the manifest at the URL lists them.
 
     Args:
-        artifact: folder or URL of the artifact.
-        url: new or empty folder, as a path or a URL such as s3://bucket/pool; it may contain an earlier push of this
+        artifact: Folder or URL of the artifact.
+        url: New or empty folder, as a path or a URL such as s3://bucket/pool; it may contain an earlier push of this
             artifact.
-        card: for a pool: folder that ``lsmix card`` wrote; None creates a temporary one.
-        progress: optional progress reporter.
+        card: For a pool: folder that ``lsmix card`` wrote; None creates a temporary one.
+        progress: Optional progress reporter.
 
     Raises:
-        MissingError: the artifact does not exist or is unfinished.
-        RecipeError: the URL contains something else, or is not writable.
-        CorruptError: a local file is damaged, or an uploaded file arrived damaged twice.
-        DownloadError: the URL cannot be reached.
+        MissingError: The artifact does not exist or is unfinished.
+        RecipeError: The URL contains something else, or is not writable.
+        CorruptError: A local file is damaged, or an uploaded file arrived damaged twice.
+        DownloadError: The URL cannot be reached.
     """
     progress = progress or NullProgress()
     opened = open_artifact(artifact)
@@ -483,18 +483,18 @@ def pull(url: str, target: Path | str | None = None, *, progress: Progress | Non
     "TARGET.part". After an interruption, call this again to resume.
 
     Args:
-        url: the artifact's folder: a path, or the URL of a web server or an object store.
-        target: the folder to create; None for one in the current folder, named after the last part of the URL.
-        progress: optional progress reporter.
+        url: The artifact's folder: a path, or the URL of a web server or an object store.
+        target: The folder to create; None for one in the current folder, named after the last part of the URL.
+        progress: Optional progress reporter.
 
     Raises:
-        MissingError: there is no complete artifact at the URL.
-        FormatError: this version of lsmix cannot read the artifact's format version.
-        CorruptError: the artifact is damaged, or its manifest names files outside its folder.
+        MissingError: There is no complete artifact at the URL.
+        FormatError: This version of lsmix cannot read the artifact's format version.
+        CorruptError: The artifact is damaged, or its manifest names files outside its folder.
         RecipeError: ``target`` contains something else.
-        DiskSpaceError: the artifact does not fit on the disk.
-        DownloadError: the URL cannot be reached; the downloaded part is kept.
-        LockedError: another pull writes to ``target``.
+        DiskSpaceError: The artifact does not fit on the disk.
+        DownloadError: The URL cannot be reached; the downloaded part is kept.
+        LockedError: Another pull writes to ``target``.
     """
     folder = local_target(target, "a pulled artifact") if target else None
     return pull_artifact(url, folder, progress or NullProgress())

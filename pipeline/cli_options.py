@@ -59,8 +59,8 @@ class ArtifactName(click.Path):
     """An artifact, given as a path, a URL, or a name or cache key in the workspace; converted to its path or URL.
 
     Args:
-        stages: stages whose artifacts are accepted; all if empty.
-        words: values that are passed through unchanged.
+        stages: Stages whose artifacts are accepted; all if empty.
+        words: Values that are passed through unchanged.
     """
 
     def __init__(self, *stages: str, words: Sequence[str] = ()) -> None:

@@ -34,7 +34,7 @@ def photos_recipe(folder: Path | str, progress: Progress) -> tuple[dict[str, Any
     labels, and the recipe only makes a pool.
 
     Raises:
-        MissingError: the folder does not exist or contains fewer than two readable photos.
+        MissingError: The folder does not exist or contains fewer than two readable photos.
     """
     source = Path(folder).expanduser()
     if not source.is_dir():

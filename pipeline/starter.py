@@ -61,14 +61,14 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
     """Return a commented recipe for a data set, with settings for a run of one to two hours on two CPU cores.
 
     Args:
-        path: file or folder of the data set, or ``hf://datasets/OWNER/NAME``, which is downloaded; copied to the
+        path: File or folder of the data set, or ``hf://datasets/OWNER/NAME``, which is downloaded; copied to the
             recipe.
-        workspace: workspace whose artifacts are used to estimate the speed of this machine.
+        workspace: Workspace whose artifacts are used to estimate the speed of this machine.
 
     Raises:
-        MissingError: the path does not exist.
-        SourceError: the path cannot be read as a data set.
-        RecipeError: there are too few images to hold some out.
+        MissingError: The path does not exist.
+        SourceError: The path cannot be read as a data set.
+        RecipeError: There are too few images to hold some out.
     """
     fields: dict[str, Any] = {"path": path}
     if is_hub(path):

@@ -70,8 +70,8 @@ class TerminalProgress:
     """Progress on stderr: a bar on a terminal, otherwise a line every 30 seconds.
 
     Args:
-        quiet: print only warnings.
-        verbose: also print details.
+        quiet: Print only warnings.
+        verbose: Also print details.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:

@@ -76,7 +76,7 @@ class ExportJob:
         A format must read each row of the pool exactly once, in order, because the column digests are computed here.
 
         Raises:
-            CorruptError: a chunk is damaged, or a value is out of range.
+            CorruptError: A chunk is damaged, or a value is out of range.
         """
         columns = self.pool.columns
         step = max(_BLOCK_BYTES // sum(column.row_bytes for column in columns.values()), 1)

@@ -26,12 +26,12 @@ def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iter
     """Create a Parquet file for a pool's columns without the image; yield a function that appends a row group.
 
     Args:
-        path: the file to create.
-        job: the export.
-        leading: additional columns at the front, name to type: "image", "string" or "int64".
+        path: The file to create.
+        job: The export.
+        leading: Additional columns at the front, name to type: "image", "string" or "int64".
 
     Raises:
-        LsmixError: pyarrow is not installed.
+        LsmixError: Pyarrow is not installed.
     """
     try:
         import pyarrow as pa

@@ -48,26 +48,26 @@ def write_export(
     """Write a pool to a new folder in another format.
 
     Args:
-        pool: the pool; it is read once.
-        target: the folder to create; its parent must exist.
-        form: a name in ``EXPORT_FORMATS``.
-        shard_images: images per file, or per sub-folder for "folder"; 0 chooses files of about 500 MB, or 5,000 images
+        pool: The pool; it is read once.
+        target: The folder to create; its parent must exist.
+        form: A name in ``EXPORT_FORMATS``.
+        shard_images: Images per file, or per sub-folder for "folder"; 0 chooses files of about 500 MB, or 5,000 images
             per sub-folder.
         encoding: "png" or "webp", both lossless, for formats that contain image files.
-        describe: called with the folder and its files when they are complete; may add descriptions to the folder.
-        on_rows: called with the number of rows of each block after it was written.
+        describe: Called with the folder and its files when they are complete; may add descriptions to the folder.
+        on_rows: Called with the number of rows of each block after it was written.
 
     Returns:
         The manifest of the export.
 
     Raises:
-        RecipeError: the format is unknown or cannot store these images, there would be too many or too large files, or
+        RecipeError: The format is unknown or cannot store these images, there would be too many or too large files, or
             ``target`` already exists.
-        MissingError: the parent folder of ``target`` does not exist.
-        LockedError: another process is writing to ``target``.
-        DiskSpaceError: the disk has too little free space.
-        CorruptError: the pool is damaged.
-        LsmixError: a library that the format needs is not installed.
+        MissingError: The parent folder of ``target`` does not exist.
+        LockedError: Another process is writing to ``target``.
+        DiskSpaceError: The disk has too little free space.
+        CorruptError: The pool is damaged.
+        LsmixError: A library that the format needs is not installed.
     """
     kind: ExportFormat = EXPORT_FORMATS.load(form)
     if encoding not in get_args(Encoding):

@@ -22,10 +22,10 @@ class ArrayLoader(EpochLoader[Batch]):
 
     Args:
         images: uint8 (N, H, W, C), in memory or memory-mapped.
-        labels: integers (N,).
-        batch_size: images per batch and rank.
-        seed: determines the order, together with the epoch.
-        epoch: the first epoch.
+        labels: Integers (N,).
+        batch_size: Images per batch and rank.
+        seed: Determines the order, together with the epoch.
+        epoch: The first epoch.
         parts: ``rank``, ``world_size`` and ``drop_last``, passed to ``plan_batches``.
 
     Example:

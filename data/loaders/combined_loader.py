@@ -36,12 +36,12 @@ class CombinedLoader(EpochLoader[Any]):
     """Iterates over an epoch of batches, each of which comes from one of several loaders.
 
     Args:
-        loaders: at least one; all with the same number of images, batch size and rank.
-        weights: relative frequency of each loader, as for ``choose_parts``.
-        seed: determines the choice, together with the epoch.
+        loaders: At least one; all with the same number of images, batch size and rank.
+        weights: Relative frequency of each loader, as for ``choose_parts``.
+        seed: Determines the choice, together with the epoch.
 
     Raises:
-        RecipeError: the loaders differ in their number of images, batch size or rank.
+        RecipeError: The loaders differ in their number of images, batch size or rank.
     """
 
     def __init__(self, loaders: Sequence[EpochLoader[Any]], weights: Sequence[float], *, seed: int = 0) -> None:

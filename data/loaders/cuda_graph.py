@@ -47,8 +47,8 @@ class Replayed:
     of input shapes. On the CPU, the function is called without recording.
 
     Args:
-        function: the function to record.
-        state: returns the other tensors that the function writes, and those it reads that may move in memory, such as
+        function: The function to record.
+        state: Returns the other tensors that the function writes, and those it reads that may move in memory, such as
             parameters. If one of them moves, the function is recorded again.
     """
 

@@ -56,11 +56,11 @@ class EpochLoader(IterableDataset[_Batch], ABC):
     ``for batch in loader`` iterates over epoch ``loader.epoch``; it repeats this epoch until ``set_epoch`` is called.
 
     Args:
-        plan: how an epoch is split into batches, see ``plan_batches``.
-        order: everything else that the order depends on, as numbers and strings.
-        seed: determines the order, together with the epoch.
-        epoch: the first epoch.
-        batches_ahead: number of batches that a background thread prepares; 0 for no thread.
+        plan: How an epoch is split into batches, see ``plan_batches``.
+        order: Everything else that the order depends on, as numbers and strings.
+        seed: Determines the order, together with the epoch.
+        epoch: The first epoch.
+        batches_ahead: Number of batches that a background thread prepares; 0 for no thread.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         """Return the state of this loader after the batch that it yielded last.
 
         Raises:
-            RecipeError: the workers of a ``DataLoader`` have begun a pass, whose position this process does not know.
+            RecipeError: The workers of a ``DataLoader`` have begun a pass, whose position this process does not know.
         """
         owner = int(self._shared[_PASS])
         if get_worker_info() or owner == _MAIN:
@@ -138,7 +138,7 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         """Continue with the batch after ``state``; batch size, rank and world size may differ.
 
         Raises:
-            RecipeError: the state belongs to another order, e.g. to other data, another seed or other shuffle settings.
+            RecipeError: The state belongs to another order, e.g. to other data, another seed or other shuffle settings.
         """
         try:
             loaded = msgspec.convert(state, LoaderState)
@@ -215,11 +215,11 @@ def read_ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
     """Yield ``items``, which a background thread reads ahead of time.
 
     Args:
-        items: an iterator that only the thread may use from now on.
-        count: maximum number of items read but not yet yielded, at least 1.
+        items: An iterator that only the thread may use from now on.
+        count: Maximum number of items read but not yet yielded, at least 1.
 
     Raises:
-        BaseException: an exception of ``items``, raised after all earlier items were yielded.
+        BaseException: An exception of ``items``, raised after all earlier items were yielded.
     """
     end = object()
     thread = ThreadPoolExecutor(1, "lsmix-read-ahead")

@@ -33,18 +33,18 @@ class PoolLoader(EpochLoader[_Batch]):
     Images are uint8 (B, C, H, W), channels-last in memory, and may be modified by the caller.
 
     Args:
-        pool: an open pool, or its path or URL.
-        batch_size: images per batch and rank.
-        seed: determines the order, together with the epoch.
-        epoch: the first epoch.
-        rank: index of this process, 0 to ``world_size`` − 1; None for the rank in torch.distributed, if it is
+        pool: An open pool, or its path or URL.
+        batch_size: Images per batch and rank.
+        seed: Determines the order, together with the epoch.
+        epoch: The first epoch.
+        rank: Index of this process, 0 to ``world_size`` − 1; None for the rank in torch.distributed, if it is
             initialised, or in torchrun.
-        world_size: number of ranks that share an epoch; None as for ``rank``.
-        drop_last: omit the last batch if it is not full.
+        world_size: Number of ranks that share an epoch; None as for ``rank``.
+        drop_last: Omit the last batch if it is not full.
         shuffle: False keeps the pool's order.
-        shuffle_blocks: number of blocks of 256 rows that are shuffled together. More blocks shuffle better but read
+        shuffle_blocks: Number of blocks of 256 rows that are shuffled together. More blocks shuffle better but read
             from more chunks at a time; a process maps at most 64 chunks.
-        read_ahead_bytes: total size of the batches that a background thread prepares; 0 for no thread.
+        read_ahead_bytes: Total size of the batches that a background thread prepares; 0 for no thread.
         labels: "pair" yields ``Batch``; "soft" yields ``SoftBatch``, i.e. (images, target float32 (B, classes)). Pools
             that mix more than two sources need "soft".
         copies: "all" yields every copy in each epoch; "cycle" yields copy ``epoch % pool.copies``.

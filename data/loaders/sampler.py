@@ -24,11 +24,11 @@ class EpochOrder:
     Only one window is kept in memory, and any part of the order can be computed without the rest.
 
     Args:
-        rows: the rows to order; the first and the last block are clipped to this range.
-        block_rows: rows per block, counted from row 0. A block as long as the range gives a full permutation.
-        window_blocks: blocks per window, at least 1.
-        seed: determines the order, together with ``epoch``.
-        epoch: the epoch.
+        rows: The rows to order; the first and the last block are clipped to this range.
+        block_rows: Rows per block, counted from row 0. A block as long as the range gives a full permutation.
+        window_blocks: Blocks per window, at least 1.
+        seed: Determines the order, together with ``epoch``.
+        epoch: The epoch.
         shuffle: False keeps the rows in ascending order.
 
     Example:
@@ -132,7 +132,7 @@ def plan_batches(
     """Split an epoch into batches for one rank, by default this process's rank in torch.distributed or torchrun.
 
     Raises:
-        RecipeError: an argument is out of range, or there would be no batches.
+        RecipeError: An argument is out of range, or there would be no batches.
     """
     own_rank, ranks = _this_rank()
     rank = own_rank if rank is None else rank

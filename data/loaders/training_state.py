@@ -50,7 +50,7 @@ def restore_state(
     cleared.
 
     Raises:
-        FormatError: a tensor is missing, unknown, or of another shape or dtype, for instance from another optimiser.
+        FormatError: A tensor is missing, unknown, or of another shape or dtype, for instance from another optimiser.
     """
     kind, parts = _PARTS[type(optimiser)]
     updated = {

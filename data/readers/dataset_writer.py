@@ -44,17 +44,17 @@ def plan_splits(
     """Choose the rows of each split by stratified sampling, which preserves the class proportions.
 
     Args:
-        labels: labels of each published split.
-        class_names: class names by label.
-        heldout: number of held-out images. If the data set publishes held-out images, 0 means all of them; otherwise
+        labels: Labels of each published split.
+        class_names: Class names by label.
+        heldout: Number of held-out images. If the data set publishes held-out images, 0 means all of them; otherwise
             they are taken from the training images.
-        test: number of test images. If the data set publishes test images, 0 means all of them; otherwise they are
+        test: Number of test images. If the data set publishes test images, 0 means all of them; otherwise they are
             taken from the training images.
-        limit: number of published training images to use, including those taken for the other splits; None for all.
-        seed: seed of the sampling.
+        limit: Number of published training images to use, including those taken for the other splits; None for all.
+        seed: Seed of the sampling.
 
     Raises:
-        RecipeError: the numbers do not add up, or a split or the training images of a class would be empty.
+        RecipeError: The numbers do not add up, or a split or the training images of a class would be empty.
     """
     rows = len(labels["train"])
     sizes = {name: len(split) for name, split in labels.items()}
@@ -128,8 +128,8 @@ def write_dataset(
     The file is written atomically and flushed to disk. The same arguments give the same bytes.
 
     Raises:
-        RecipeError: the splits are impossible.
-        SourceError: the class names, the licence or the citation are too long to be stored.
+        RecipeError: The splits are impossible.
+        SourceError: The class names, the licence or the citation are too long to be stored.
     """
     labels = {name: split.labels for name, split in published.splits.items()}
     plan = plan_splits(labels, published.class_names, heldout=heldout, test=test, limit=limit, seed=seed)

@@ -28,7 +28,7 @@ def read_digits(path: Path | None = None) -> PublishedData:
     The file contains only the authors' test set, so the test images are a fixed stratified sample of it.
 
     Raises:
-        SourceError: the installed file was changed.
+        SourceError: The installed file was changed.
     """
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as arrays:
         counts, labels = arrays["counts"], arrays["labels"].astype("<i8")

@@ -41,8 +41,8 @@ def new_hdf5(path: Path, create: Callable[[Any], dict[str, Extent]]) -> Iterator
     """Create a file without the rows of some arrays; yield it with their extents, for ``write_rows``.
 
     Args:
-        path: the file; an existing file is replaced.
-        create: a function that creates groups, arrays and attributes in an open HDF5 file. It returns the results of
+        path: The file; an existing file is replaced.
+        create: A function that creates groups, arrays and attributes in an open HDF5 file. It returns the results of
             ``reserve``, by name, for the arrays whose rows are written later.
     """
     with tempfile.NamedTemporaryFile(dir=_memory_folder(), prefix="lsmix-", suffix=".h5") as draft:

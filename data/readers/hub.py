@@ -18,12 +18,12 @@ def hub_folder(path: str, *, fetch: bool = False) -> Path:
 
     Args:
         path: ``hf://datasets/OWNER/NAME``, optionally followed by ``@REVISION``.
-        fetch: whether to download files that are not in the cache.
+        fetch: Whether to download files that are not in the cache.
 
     Raises:
-        RecipeError: the path has another form, or huggingface-hub is not installed.
-        MissingError: the data set has not been downloaded yet.
-        DownloadError: the data set cannot be downloaded.
+        RecipeError: The path has another form, or huggingface-hub is not installed.
+        MissingError: The data set has not been downloaded yet.
+        DownloadError: The data set cannot be downloaded.
     """
     found = re.fullmatch(r"hf://datasets/([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", path)
     if not found:

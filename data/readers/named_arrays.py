@@ -31,12 +31,12 @@ def choose_names(where: str, keys: Collection[str], held: Collection[str]) -> di
     Validation arrays become the held-out split, or the test split if there are no test arrays.
 
     Args:
-        where: the file's name in messages.
-        keys: the names of the arrays in the file.
-        held: all names in the file, for messages.
+        where: The file's name in messages.
+        keys: The names of the arrays in the file.
+        held: All names in the file, for messages.
 
     Raises:
-        SourceError: not exactly one layout matches, or a split has only images or only labels.
+        SourceError: Not exactly one layout matches, or a split has only images or only labels.
     """
     found = [layout for layout in LAYOUTS if set(layout[0]) <= set(keys)]
     if len(found) != 1:
@@ -58,7 +58,7 @@ def number_classes(where: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
     """Return the names "0", "1", … for classes without names.
 
     Raises:
-        SourceError: the highest label implies an implausible number of classes.
+        SourceError: The highest label implies an implausible number of classes.
     """
     classes = 1 + max(int(split.labels.max()) for split in splits.values())
     if classes > _MAX_CLASSES:
@@ -73,7 +73,7 @@ def to_split(where: str, names: Names, images: npt.NDArray[Any], labels: npt.NDA
     """Check arrays read from a file and return them as a split; greyscale images may have no channel axis.
 
     Raises:
-        SourceError: the arrays are not images with one label each.
+        SourceError: The arrays are not images with one label each.
     """
     if images.dtype != np.uint8:
         raise SourceError(

@@ -57,7 +57,7 @@ def check_download(download: str) -> None:
     """Check ``data.download`` of a recipe; "" means no download.
 
     Raises:
-        RecipeError: the value is neither a known name nor a URL with a checksum.
+        RecipeError: The value is neither a known name nor a URL with a checksum.
     """
     if download:
         _published_files(download)

@@ -67,7 +67,7 @@ class SourceConfig(ImageConfig, frozen=True, kw_only=True, forbid_unknown_fields
     """The location of a published data set, its format, and the labels and files to use.
 
     Raises:
-        RecipeError: the format or the download is unknown.
+        RecipeError: The format or the download is unknown.
     """
 
     path: Annotated[str, msgspec.Meta(max_length=4096)] = (
@@ -98,16 +98,16 @@ def read_source(
     """Read a data set.
 
     Args:
-        config: the data set.
-        progress: optional progress reporter; it counts image files.
-        label: label for progress reports.
-        folder: folder for a temporary file with the decoded images; None for the system's temporary folder.
-        check: called with the labels of each split and the class names before image files are decoded.
+        config: The data set.
+        progress: Optional progress reporter; it counts image files.
+        label: Label for progress reports.
+        folder: Folder for a temporary file with the decoded images; None for the system's temporary folder.
+        check: Called with the labels of each split and the class names before image files are decoded.
 
     Raises:
-        RecipeError: no path is given, or a path is given for the built-in data set.
-        MissingError: the path does not exist.
-        SourceError: the path is not a data set in the given format.
+        RecipeError: No path is given, or a path is given for the built-in data set.
+        MissingError: The path does not exist.
+        SourceError: The path is not a data set in the given format.
 
     Example:
         >>> len(read_source(SourceConfig(format="digits")).splits["test"])
@@ -132,7 +132,7 @@ def summarise_source(config: SourceConfig) -> SourceSummary:
     """Return a summary of a data set. Image files are only listed, and the headers of a sample of them are read.
 
     Raises:
-        RecipeError, MissingError, SourceError: as for ``read_source``.
+        RecipeError, MissingError, SourceError: As for ``read_source``.
     """
     kind, path = _resolve(config), _path(config)
     if not kind.read:
@@ -156,7 +156,7 @@ def is_listed(config: SourceConfig) -> bool:
     """Return whether a data set consists of image files, which can be summarised without reading all of them.
 
     Raises:
-        RecipeError, MissingError, SourceError: as for ``read_source``.
+        RecipeError, MissingError, SourceError: As for ``read_source``.
     """
     return _resolve(config).images is not None
 
@@ -171,7 +171,7 @@ def source_files(config: SourceConfig) -> Sequence[str | Path]:
     """Return the files that determine the content of a data set, in a fixed order; none for digits.
 
     Raises:
-        RecipeError, MissingError, SourceError: as for ``read_source``.
+        RecipeError, MissingError, SourceError: As for ``read_source``.
     """
     return _resolve(config).files(_path(config))
 
@@ -209,7 +209,7 @@ def expand_home(path: str) -> Path:
     """Return a path with a leading "~" or "~user" replaced by the home folder.
 
     Raises:
-        MissingError: the user does not exist or has no home folder.
+        MissingError: The user does not exist or has no home folder.
     """
     try:
         return Path(path).expanduser()

@@ -72,7 +72,7 @@ def check_file(path: Path) -> None:
     """Reject devices, pipes, sockets and oversized files. Links are followed; folders and missing files are accepted.
 
     Raises:
-        SourceError: the path is a device, pipe or socket, has more than 64 GiB, or cannot be accessed.
+        SourceError: The path is a device, pipe or socket, has more than 64 GiB, or cannot be accessed.
     """
     try:
         found = path.stat()
@@ -109,10 +109,10 @@ def refused_if_damaged(
     """Convert the exceptions that a parser raises for damaged files to SourceError; lsmix's own errors pass through.
 
     Args:
-        where: the file's name in the message.
-        kind: the expected type of file, with its article.
-        errors: the exceptions that the parser raises.
-        advice: the last sentence of the message.
+        where: The file's name in the message.
+        kind: The expected type of file, with its article.
+        errors: The exceptions that the parser raises.
+        advice: The last sentence of the message.
     """
     try:
         yield
@@ -127,7 +127,7 @@ class Split:
     """The images and labels of one published split, in their published order.
 
     Raises:
-        SourceError: an array has another dtype, shape or range.
+        SourceError: An array has another dtype, shape or range.
     """
 
     images: npt.NDArray[np.uint8]  # (N, H, W, C), N and C at least 1

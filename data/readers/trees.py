@@ -70,7 +70,7 @@ def open_tree(path: Path) -> Iterator[FileTree]:
     """Open a folder, a zip or a tar.
 
     Raises:
-        SourceError: the path is none of these, or an archive is damaged or contains invalid members.
+        SourceError: The path is none of these, or an archive is damaged or contains invalid members.
     """
     with ExitStack() as stack:
         if path.is_dir():
@@ -95,7 +95,7 @@ def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
     files are omitted if ``dangling`` is False. Links to folders are followed.
 
     Raises:
-        SourceError: a link leads to a folder that contains it, or there are too many files or levels.
+        SourceError: A link leads to a folder that contains it, or there are too many files or levels.
     """
     pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(base), "", frozenset())]
     count = 0
@@ -183,7 +183,7 @@ def open_published(path: Path, folder: str) -> Iterator[FileTree]:
     """Open a published data set, given its folder, its parent folder, or its archive.
 
     Raises:
-        SourceError: as for ``open_tree``.
+        SourceError: As for ``open_tree``.
     """
     with open_tree(published_base(path, folder)) as tree:
         yield _Subtree(tree, folder) if path.is_file() else tree
@@ -251,7 +251,7 @@ def check_packing(member: zipfile.ZipInfo, where: str) -> None:
     """Check that a member of a zip is not encrypted, and is stored or compressed with deflate.
 
     Raises:
-        SourceError: the check failed; the message begins with ``where``.
+        SourceError: The check failed; the message begins with ``where``.
     """
     if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         how = "is encrypted" if member.flag_bits & 1 else f"uses compression method {member.compress_type}"

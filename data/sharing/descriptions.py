@@ -23,9 +23,9 @@ def description_records(
     """Return records of the current descriptions in the folder of an artifact.
 
     Args:
-        folder: folder of the artifact.
-        stage: stage of the artifact.
-        payload: paths that are payload and therefore not descriptions.
+        folder: Folder of the artifact.
+        stage: Stage of the artifact.
+        payload: Paths that are payload and therefore not descriptions.
         listed: (path, checksum) of files to which links are followed; other links may lead to files not to be shared.
     """
     records = []

@@ -87,11 +87,11 @@ def push_artifact(
     Descriptions are sent in their current state and replace those at ``url``; the pushed manifest lists this state.
 
     Args:
-        artifact: the artifact or its folder.
-        url: a folder that is empty, does not exist, or contains the same artifact or a partial push of it.
-        progress: progress reporter, counts bytes.
-        owned: whether ``url`` is the artifact's folder in a workspace, which may already contain shards.
-        card: folder with descriptions to send instead of the artifact's own.
+        artifact: The artifact or its folder.
+        url: A folder that is empty, does not exist, or contains the same artifact or a partial push of it.
+        progress: Progress reporter, counts bytes.
+        owned: Whether ``url`` is the artifact's folder in a workspace, which may already contain shards.
+        card: Folder with descriptions to send instead of the artifact's own.
 
     Raises:
         MissingError: There is no artifact in the folder.
@@ -207,9 +207,9 @@ def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer
 
     Args:
         url: URL of the artifact's folder.
-        target: a folder that does not exist, is empty, or contains the same artifact; None for a folder in the current
+        target: A folder that does not exist, is empty, or contains the same artifact; None for a folder in the current
             one, named after the last part of the URL.
-        progress: progress reporter, counts bytes.
+        progress: Progress reporter, counts bytes.
 
     Raises:
         MissingError: There is no complete artifact at ``url``.
@@ -236,7 +236,7 @@ def temporary_copy(url: str, progress: Progress) -> Iterator[Path]:
 
     Args:
         url: URL of the artifact.
-        progress: progress reporter, counts bytes.
+        progress: Progress reporter, counts bytes.
 
     Raises:
         LsmixError: As for ``pull_artifact``.

@@ -104,7 +104,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return the configuration of one training: [classifier], with the overrides of the run and the seed.
 
         Raises:
-            RecipeError: a field of the run is invalid.
+            RecipeError: A field of the run is invalid.
         """
         shared: dict[str, Any] = msgspec.to_builtins(self.classifier)
         where = f"runs.{run}.classifier"
@@ -122,7 +122,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return the configuration of the evaluator: [flow] with the evaluator's overrides, another seed and odd rows.
 
         Raises:
-            RecipeError: a field of the evaluator is invalid.
+            RecipeError: A field of the evaluator is invalid.
         """
         own = dict(self.naturalness.evaluator) if self.naturalness else {}
         shared: dict[str, Any] = {name: msgspec.to_builtins(getattr(self.own_flow, name)) for name in _FLOW_FIELDS}
@@ -159,15 +159,15 @@ def read_recipe(source: RecipeSource, overrides: Sequence[str] = (), scale: str 
     """Read and check a recipe.
 
     Args:
-        source: the TOML file, a dictionary with the same sections, or a ``Recipe``. A dictionary may contain paths,
+        source: The TOML file, a dictionary with the same sections, or a ``Recipe``. A dictionary may contain paths,
             tuples and NumPy values. Relative paths start at the folder of the TOML file, otherwise at the current
             folder.
-        overrides: strings "section.key=value", the value in TOML; relative paths in them start at the current folder.
-        scale: name of a section ``[scale.NAME]``, applied before ``overrides``; "" for none.
+        overrides: Strings "section.key=value", the value in TOML; relative paths in them start at the current folder.
+        scale: Name of a section ``[scale.NAME]``, applied before ``overrides``; "" for none.
 
     Raises:
-        MissingError: the file does not exist.
-        RecipeError: the recipe or an override is invalid; the message names the field.
+        MissingError: The file does not exist.
+        RecipeError: The recipe or an override is invalid; the message names the field.
     """
     if isinstance(source, Path | str):
         path = Path(source)

@@ -29,7 +29,7 @@ def recipe_path(name: str) -> Path:
     """Return the file of a built-in recipe.
 
     Raises:
-        RecipeError: there is no built-in recipe of this name.
+        RecipeError: There is no built-in recipe of this name.
     """
     known = builtin_recipes()
     if name not in known:
@@ -43,6 +43,6 @@ def recipe_text(name: str) -> str:
     """Return the text of a built-in recipe.
 
     Raises:
-        RecipeError: there is no built-in recipe of this name.
+        RecipeError: There is no built-in recipe of this name.
     """
     return recipe_path(name).read_text(encoding="utf-8")

@@ -114,9 +114,9 @@ def read_naturalness(folder: Path | Artifact) -> Naturalness:
     """Read ``naturalness.json`` of an artifact or a folder.
 
     Raises:
-        MissingError: the file does not exist.
-        FormatError: this version of lsmix cannot read the file's format version.
-        CorruptError: the file is damaged.
+        MissingError: The file does not exist.
+        FormatError: This version of lsmix cannot read the file's format version.
+        CorruptError: The file is damaged.
     """
     location = folder if isinstance(folder, Path) else folder.location
     words = {
@@ -146,7 +146,7 @@ def read_log(folder: Path | Artifact) -> list[LogLine]:
     """Return the training log of a flow, given as an artifact or a folder.
 
     Raises:
-        CorruptError: the log is damaged.
+        CorruptError: The log is damaged.
     """
     return _read(folder, LOG_FILE, "train-glow", msgspec.json.Decoder(LogLine).decode_lines)
 
@@ -168,7 +168,7 @@ def read_metrics(folder: Path | Artifact) -> list[EpochMetrics]:
     """Return the metrics of a training, given as an artifact or a folder: at least one epoch, in order.
 
     Raises:
-        CorruptError: the metrics are damaged.
+        CorruptError: The metrics are damaged.
     """
     return _read(folder, METRICS_FILE, "train", msgspec.json.Decoder(_Metrics).decode)
 
@@ -191,7 +191,7 @@ def read_predictions(folder: Path | Artifact) -> Predictions:
     """Return the predictions of a training, given as an artifact or a folder.
 
     Raises:
-        CorruptError: the predictions are damaged.
+        CorruptError: The predictions are damaged.
     """
     return _read(folder, PREDICTIONS_FILE, "train", msgspec.json.Decoder(Predictions).decode)
 

@@ -20,7 +20,7 @@ def convert(table: Mapping[str, Any], kind: type[Any], where: str) -> Any:
     """Convert a table to a struct of type ``kind``.
 
     Raises:
-        RecipeError: a key is unknown or missing, or a value is invalid; the message starts with ``where``.
+        RecipeError: A key is unknown or missing, or a value is invalid; the message starts with ``where``.
     """
     try:
         return msgspec.convert(table, kind)

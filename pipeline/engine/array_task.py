@@ -50,8 +50,8 @@ def run_array_task(
     """Make shards ``index``, ``index + size``, … of every artifact of a stage that isn't complete.
 
     Raises:
-        RecipeError: the stage has no shards, or the index is outside the array.
-        LsmixError: as in ``locked_task`` and ``make_missing_shards``.
+        RecipeError: The stage has no shards, or the index is outside the array.
+        LsmixError: As in ``locked_task`` and ``make_missing_shards``.
     """
     if not 0 <= index < size <= _MAX_TASKS:
         raise RecipeError(
@@ -93,9 +93,9 @@ def finalize_array(
     """Complete every artifact that array tasks have started, without computing shards.
 
     Raises:
-        MissingError: no artifact was started.
-        PartialError: shards of an artifact are missing.
-        LockedError: a task still works on an artifact.
+        MissingError: No artifact was started.
+        PartialError: Shards of an artifact are missing.
+        LockedError: A task still works on an artifact.
     """
     resolver = Resolver(workspace, remember=True)
     built: list[Built] = []

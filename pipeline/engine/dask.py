@@ -37,11 +37,11 @@ class DaskExecutor(Executor):
     Use it as a context manager. The cluster starts with the first shards, serves all stages, and stops at the end.
 
     Args:
-        workers: number of worker processes of the local cluster, at least 1; ignored if ``scheduler`` is given.
-        scheduler: address of a running scheduler, such as "tcp://127.0.0.1:8786". Its workers need lsmix and must see
+        workers: Number of worker processes of the local cluster, at least 1; ignored if ``scheduler`` is given.
+        scheduler: Address of a running scheduler, such as "tcp://127.0.0.1:8786". Its workers need lsmix and must see
             the workspace under the same path or URL.
-        device: the device that the user requested; workers of a running cluster resolve "auto" themselves.
-        say: called with the link of the dashboard, and with a message if the cluster has no workers.
+        device: The device that the user requested; workers of a running cluster resolve "auto" themselves.
+        say: Called with the link of the dashboard, and with a message if the cluster has no workers.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ def _client_of(scheduler: str) -> Any:
     """Return a client of a running scheduler.
 
     Raises:
-        RecipeError: the address is invalid, or no scheduler answers in time.
+        RecipeError: The address is invalid, or no scheduler answers in time.
     """
     from distributed import Client
 
@@ -273,7 +273,7 @@ def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[s
     """Return the executor for these options: this process, or a ``DaskExecutor`` if workers or a scheduler are given.
 
     Raises:
-        RecipeError: both are given.
+        RecipeError: Both are given.
     """
     if workers and scheduler:
         raise RecipeError(

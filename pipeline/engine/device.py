@@ -38,7 +38,7 @@ def resolve_device(device: str) -> str:
     """Resolve the requested device to "cpu", "cuda" or "cuda:N"; "auto" is CUDA if it is available.
 
     Raises:
-        RecipeError: the device is unknown or not available.
+        RecipeError: The device is unknown or not available.
     """
     if device == "cpu":
         return device
@@ -155,15 +155,15 @@ def device_memory(
     Memory of the failed pass is freed, so the caller may retry with another setting.
 
     Args:
-        label: what is being computed, for the message: "encode cifar10".
+        label: What is being computed, for the message: "encode cifar10".
         device: "cpu", "cuda" or "cuda:N".
-        setting: field of the recipe that determines the memory use, such as "latents.batch_size"; "" if there is none,
+        setting: Field of the recipe that determines the memory use, such as "latents.batch_size"; "" if there is none,
             as when a model is loaded.
-        value: value of the setting, in images.
-        others: alternatives, as lines of a recipe.
+        value: Value of the setting, in images.
+        others: Alternatives, as lines of a recipe.
 
     Raises:
-        DeviceMemoryError: the device ran out of memory.
+        DeviceMemoryError: The device ran out of memory.
     """
     try:
         yield

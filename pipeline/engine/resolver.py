@@ -44,8 +44,8 @@ class Resolver:
     """Finds the inputs, key, cost and artifact of every node of a graph, as far as they are known yet.
 
     Args:
-        workspace: the workspace to search.
-        remember: whether to cache checksums of source files in the workspace, which saves time on the next call.
+        workspace: The workspace to search.
+        remember: Whether to cache checksums of source files in the workspace, which saves time on the next call.
     """
 
     def __init__(self, workspace: Workspace, *, remember: bool = False) -> None:
@@ -153,7 +153,7 @@ class Resolver:
         """Check a node's configuration against the data set; return False if the data set has not been read yet.
 
         Raises:
-            RecipeError: the images are too small, or the rows too large, for the configuration.
+            RecipeError: The images are too small, or the rows too large, for the configuration.
         """
         if node.stage.reads_source:
             return True

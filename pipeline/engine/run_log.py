@@ -181,12 +181,12 @@ def read_log(workspace: Path | str, run: str) -> list[dict[str, Any]]:
     """Return the events of a run, each with ``at`` and ``event``, as ``lsmix logs RUN`` prints them.
 
     Args:
-        workspace: folder or URL of the workspace; the logs of a remote workspace are on this machine.
-        run: start of the log's name, or "last".
+        workspace: Folder or URL of the workspace; the logs of a remote workspace are on this machine.
+        run: Start of the log's name, or "last".
 
     Raises:
-        MissingError: no log matches.
-        RecipeError: several logs match.
+        MissingError: No log matches.
+        RecipeError: Several logs match.
     """
     files = _log_files(workspace)
     matches = files[-1:] if run == "last" else [path for path in files if path.stem.startswith(run)]

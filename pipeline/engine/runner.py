@@ -83,10 +83,10 @@ def bring_up_to_date(
     Without an executor all shards must be complete. ``force`` names a stage to rerun even if it is complete.
 
     Raises:
-        RecipeError: a setting of the recipe does not fit the data set; raised as soon as the data set is read.
-        LockedError: another run works on one of the artifacts.
-        DiskSpaceError: an artifact would not fit on the disk.
-        LsmixError: a stage failed.
+        RecipeError: A setting of the recipe does not fit the data set; raised as soon as the data set is read.
+        LockedError: Another run works on one of the artifacts.
+        DiskSpaceError: An artifact would not fit on the disk.
+        LsmixError: A stage failed.
     """
     resolver, built, unchecked = Resolver(workspace, remember=True), list[Built](), list(nodes)
     expected: list[float] | None = None
@@ -168,10 +168,10 @@ def locked_task(
     ``locks`` holds locks on the inputs, so that no other process removes them.
 
     Raises:
-        MissingError: an input has not been made yet, or was removed.
-        RecipeError: the configuration does not fit the data set, or the device is not available.
-        LockedError: another run works on the artifact, or removes an input.
-        DiskSpaceError: the artifact would not fit on the disk.
+        MissingError: An input has not been made yet, or was removed.
+        RecipeError: The configuration does not fit the data set, or the device is not available.
+        LockedError: Another run works on the artifact, or removes an input.
+        DiskSpaceError: The artifact would not fit on the disk.
     """
     inputs, records, key = resolver.inputs(node), resolver.records(node), resolver.key(node)
     if inputs is None or records is None or key is None:

@@ -29,15 +29,15 @@ def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str
     """Make all missing shards, and download the shards that other machines made.
 
     Args:
-        task: the artifact to make.
-        store: the table, with its metadata already written; a shard is one chunk of each column.
+        task: The artifact to make.
+        store: The table, with its metadata already written; a shard is one chunk of each column.
         processor: "module:class" of the stage's ``ShardProcessor``.
 
     Returns:
         The summed counts of all shards, including ``shards``, and the SHA-256 of each file by path.
 
     Raises:
-        PartialError: some shards failed.
+        PartialError: Some shards failed.
     """
     records = make_missing_shards(task, store, processor, range(store.shards), complete_shards(task, store))
     absent = sorted(records.keys() - _local_shards(task, store).keys()) if task.url else []
@@ -64,7 +64,7 @@ def make_missing_shards(
     """Make the wanted shards that have no record yet; return the records of all complete shards.
 
     Raises:
-        PartialError: some shards failed, or some are missing and there is no executor.
+        PartialError: Some shards failed, or some are missing and there is no executor.
     """
     records, missing = dict(records), [shard for shard in wanted if shard not in records]
     total, left = (sum(len(store.shard_range(shard)) for shard in shards) for shards in (wanted, missing))

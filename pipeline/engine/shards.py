@@ -131,7 +131,7 @@ class Executor(ABC):
         """Make ``shards`` of an artifact; call ``report`` after each, and ``advance`` while they are computed.
 
         Raises:
-            PartialError: some shards failed; all others are complete.
+            PartialError: Some shards failed; all others are complete.
         """
 
 
@@ -250,7 +250,7 @@ def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, A
     """Merge the counts of all shards: sum numbers, and join lists in the order of the shards.
 
     Raises:
-        CorruptError: the counts of the records do not match.
+        CorruptError: The counts of the records do not match.
     """
     total: dict[str, Any] = {}
     for shard in range(shards):
@@ -278,7 +278,7 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
     """Upload the files of a shard, and then its record; to the Hub in a single commit.
 
     Raises:
-        DownloadError: the URL cannot be reached.
+        DownloadError: The URL cannot be reached.
     """
     paths = [*(file.path for file in record.files), f"{WORK_FOLDER}/{record_name(record.shard)}"]
     open_target(url).update({path: LocalFile(folder / path, "") for path in paths})
@@ -288,8 +288,8 @@ def read_ledger(url: str, stage: str) -> dict[int, ShardRecord]:
     """Return the records of all complete shards at a URL; ignore damaged records.
 
     Raises:
-        CorruptError: a record names files outside the artifact.
-        DownloadError: the URL cannot be reached.
+        CorruptError: A record names files outside the artifact.
+        DownloadError: The URL cannot be reached.
     """
     place = open_remote(url)
     sizes = place.sizes("")
@@ -306,8 +306,8 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
     """Download the files of a shard, check them, and write its record locally.
 
     Raises:
-        CorruptError: a file does not match the record.
-        DownloadError: the URL cannot be reached.
+        CorruptError: A file does not match the record.
+        DownloadError: The URL cannot be reached.
     """
     place = open_remote(url)
     for wanted in record.files:

@@ -55,7 +55,7 @@ class SourceDigests:
     """Checksums of source files, cached by path, size, modification time and inode.
 
     Args:
-        memory: the JSON file that stores the cache; ignored if it is damaged, because it only saves time.
+        memory: The JSON file that stores the cache; ignored if it is damaged, because it only saves time.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -70,8 +70,8 @@ class SourceDigests:
         With ``remember=False`` the cache file is not written, as read-only commands require.
 
         Raises:
-            MissingError: a file does not exist.
-            SourceError: a file is a folder, or its name is not valid UTF-8.
+            MissingError: A file does not exist.
+            SourceError: A file is a folder, or its name is not valid UTF-8.
         """
         lines, changed = [], {}
         # os, because pathlib would take most of the time for tens of thousands of files.

@@ -83,7 +83,7 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
     Array tasks, which write the same bytes, hold it together with ``shared=True``.
 
     Raises:
-        LockedError: another run holds the lock; the message names its user, host, process and start.
+        LockedError: Another run holds the lock; the message names its user, host, process and start.
     """
     folder = workspace / _FOLDER
     with ExitStack() as stack:
@@ -129,8 +129,8 @@ class InputLocks(ExitStack):
         Does nothing for artifacts outside workspaces or in read-only workspaces.
 
         Raises:
-            LockedError: the artifact is being removed.
-            MissingError: the artifact was removed.
+            LockedError: The artifact is being removed.
+            MissingError: The artifact was removed.
         """
         manifest = artifact.manifest
         home, stage, name = (str(artifact.folder.resolve()) if artifact.is_local else artifact.url).rsplit("/", 2)

@@ -45,7 +45,7 @@ class Workspace:
 
     Raises:
         RecipeError: URLs of this kind are not supported.
-        LsmixError: the cache, which stores unfinished work, is writable by other users.
+        LsmixError: The cache, which stores unfinished work, is writable by other users.
     """
 
     def __init__(self, where: Path | str) -> None:
@@ -79,8 +79,8 @@ class Workspace:
         """Return the complete artifact of a stage with this key, or None. Prefer the remote copy to the local one.
 
         Raises:
-            CorruptError: a file is missing or has the wrong size, or the manifest belongs to another artifact.
-            DownloadError: the URL cannot be reached.
+            CorruptError: A file is missing or has the wrong size, or the manifest belongs to another artifact.
+            DownloadError: The URL cannot be reached.
         """
         for name in self._remote_names(stage):
             artifact = self._open_remote(stage, name) if name.endswith(f"-{key}") else None
@@ -105,7 +105,7 @@ class Workspace:
         """Remove an artifact or unfinished work, manifest first, so that a partly removed artifact is never read.
 
         Raises:
-            LockedError: another run on this machine works on the artifact or reads it.
+            LockedError: Another run on this machine works on the artifact or reads it.
         """
         with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
             if self.remote:
@@ -165,7 +165,7 @@ class Workspace:
         """Return a local folder with all files of an artifact; a remote artifact is downloaded and checked first.
 
         Raises:
-            CorruptError, DiskSpaceError, DownloadError: as in ``pull_artifact``.
+            CorruptError, DiskSpaceError, DownloadError: As in ``pull_artifact``.
         """
         if artifact.is_local:
             return artifact.folder
@@ -187,8 +187,8 @@ class Workspace:
         """Upload a complete artifact to the URL, unless another machine already has; return the remote artifact.
 
         Raises:
-            CorruptError: the artifact at the URL has other contents, for example from another kind of device.
-            DownloadError: the URL cannot be reached; the next run uploads the rest.
+            CorruptError: The artifact at the URL has other contents, for example from another kind of device.
+            DownloadError: The URL cannot be reached; the next run uploads the rest.
         """
         if self.remote is None or not artifact.is_local:
             return artifact
@@ -266,14 +266,14 @@ def find_artifact(name: str, workspace: Workspace, stages: Sequence[str]) -> Art
     """Return the complete artifact that a user named; None if there is none.
 
     Args:
-        name: name of the artifact, name of its folder, or at least six digits of its cache key; optionally after the
+        name: Name of the artifact, name of its folder, or at least six digits of its cache key; optionally after the
             stage, as in "mix/lsmix".
-        workspace: the workspace to search.
-        stages: the stages to search.
+        workspace: The workspace to search.
+        stages: The stages to search.
 
     Raises:
-        RecipeError: several artifacts match.
-        CorruptError: the artifact is damaged.
+        RecipeError: Several artifacts match.
+        CorruptError: The artifact is damaged.
     """
     stage, _, label = name.rpartition("/")
     matches = [

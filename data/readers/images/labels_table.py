@@ -32,15 +32,15 @@ def read_table(
     image is later reported as unreadable.
 
     Args:
-        tree: the files.
-        table: name of the table.
-        images: names of all images.
-        config: names of the columns.
-        required: whether missing columns are an error; otherwise None is returned.
-        report: receives the rows without a label.
+        tree: The files.
+        table: Name of the table.
+        images: Names of all images.
+        config: Names of the columns.
+        required: Whether missing columns are an error; otherwise None is returned.
+        report: Receives the rows without a label.
 
     Raises:
-        SourceError: the table cannot be parsed, or a column is missing.
+        SourceError: The table cannot be parsed, or a column is missing.
     """
     columns, rows = _parse(tree, table)
     missing = [name for name in (config.file_column, config.label_column) if name not in columns]

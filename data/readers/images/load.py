@@ -57,15 +57,15 @@ def load_images(
     """Decode all images of a listing.
 
     Args:
-        listing: the images.
-        config: size, background, and handling of unreadable images.
-        progress: progress reporter; it counts images.
-        label: label for progress reports.
-        folder: folder for the temporary file; None for the system's temporary folder.
-        check: called with the labels of each split and the class names before the first image is decoded.
+        listing: The images.
+        config: Size, background, and handling of unreadable images.
+        progress: Progress reporter; it counts images.
+        label: Label for progress reports.
+        folder: Folder for the temporary file; None for the system's temporary folder.
+        check: Called with the labels of each split and the class names before the first image is decoded.
 
     Raises:
-        SourceError: an image is unreadable and ``config.on_error`` is "stop", or the images have different sizes.
+        SourceError: An image is unreadable and ``config.on_error`` is "stop", or the images have different sizes.
     """
     if check:
         check(_labels(listing), listing.class_names)

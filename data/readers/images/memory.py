@@ -39,11 +39,11 @@ class MemorySource:
             "image" and ``config.label_column``; or a dictionary of these by split, "train" with "val" or "test",
             optionally with "class_names". Images are Pillow images, or arrays of shape (H, W), (H, W, C) or (C, H, W),
             uint8 or float in [0, 1].
-        config: the image settings of the recipe.
+        config: The image settings of the recipe.
 
     Raises:
         RecipeError: ``config`` also has settings for files.
-        SourceError: the data contain invalid images or labels.
+        SourceError: The data contain invalid images or labels.
     """
 
     def __init__(self, data: Any, config: SourceConfig) -> None:
@@ -65,7 +65,7 @@ class MemorySource:
         """Read all images, like ``registry.read_source`` does for files.
 
         Raises:
-            SourceError: the images have different sizes, or an image has changed since the first pass.
+            SourceError: The images have different sizes, or an image has changed since the first pass.
         """
         report = SourceReport(found=len(self._labelled), unit="images")
         listing = make_listing(self._labelled, "data", report, self._image, _label, self._class_names)

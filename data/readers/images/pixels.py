@@ -68,12 +68,12 @@ def decode_image(content: bytes | Image.Image, config: ImageConfig, *, size_only
     The caller must turn Pillow's DecompressionBombWarning into an error; ``load.load_images`` does so for all threads.
 
     Args:
-        content: content of an image file, or an image from ``flatten_image``.
-        config: target size, fit and background.
-        size_only: return zeros of the image's own size, without allocating memory.
+        content: Content of an image file, or an image from ``flatten_image``.
+        config: Target size, fit and background.
+        size_only: Return zeros of the image's own size, without allocating memory.
 
     Raises:
-        ImageError: the content is damaged, far too large, or not a supported image.
+        ImageError: The content is damaged, far too large, or not a supported image.
     """
     if isinstance(content, Image.Image):
         return _size_of(content) if size_only else _picture(content, config, content.size)
@@ -161,7 +161,7 @@ def flatten_image(image: Image.Image, background: str) -> Image.Image:
     """Return an image rotated by its EXIF orientation, on the background if it is transparent, in mode L or RGB.
 
     Raises:
-        ImageError: the image has an unsupported pixel type.
+        ImageError: The image has an unsupported pixel type.
     """
     turn = _TURNS.get(_orientation(image))
     if turn is not None:  # compared with None because a Transpose can be 0

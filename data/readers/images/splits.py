@@ -60,7 +60,7 @@ def make_listing(
     are the labels that occur, sorted by name, or by number if all labels are integers.
 
     Raises:
-        SourceError: a label has no class, there are too many classes, there is no training split, or a split has an
+        SourceError: A label has no class, there are too many classes, there is no training split, or a split has an
             unknown name.
     """
     found = {item.split or "train" for item in labelled}

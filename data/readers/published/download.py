@@ -20,10 +20,10 @@ def download(file: PublishedFile, target: Path, progress: Progress) -> None:
     """Download ``file`` to ``target``, resuming an interrupted download; missing folders are created.
 
     Raises:
-        DownloadError: the download failed; the downloaded part is kept for the next call.
-        CorruptError: the checksum is wrong; the downloaded file is deleted.
-        DiskSpaceError: the disk has too little free space.
-        LockedError: another run is downloading the file.
+        DownloadError: The download failed; the downloaded part is kept for the next call.
+        CorruptError: The checksum is wrong; the downloaded file is deleted.
+        DiskSpaceError: The disk has too little free space.
+        LockedError: Another run is downloading the file.
     """
     remote = open_remote(file.url)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the real numeric arrays in a file by name.
 
     Raises:
-        SourceError: the file is damaged, is not a MATLAB 5 file, or has an array with an implausible compression ratio.
+        SourceError: The file is damaged, is not a MATLAB 5 file, or has an array with an implausible compression ratio.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     with refused_if_damaged(repr(str(path)), "a MATLAB 5 file", ValueError, LookupError, struct.error, zlib.error):

@@ -33,11 +33,11 @@ def load_batch(content: bytes, *, name: str) -> dict[str | bytes, Any]:
     Callers must check the values, which can be anything that the allowed opcodes can create.
 
     Args:
-        content: the pickle, protocol 2 to 4.
-        name: the file's name in messages.
+        content: The pickle, protocol 2 to 4.
+        name: The file's name in messages.
 
     Raises:
-        SourceError: the pickle is damaged, refers to code, or is not a dictionary.
+        SourceError: The pickle is damaged, refers to code, or is not a dictionary.
 
     Example:
         >>> load_batch(b"}X\x01\x00\x00\x00aK\x07s.", name="'batch'")
