@@ -48,7 +48,8 @@ _PEEK_MEMBERS = 64
 _MAX_HEADER_BYTES = 1 << 16  # per member of a tar, including the headers for a long name
 # Exceptions of zipfile, tarfile and zlib for damaged archives, encrypted members and unknown compression methods.
 ARCHIVE_ERRORS = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError, MemoryError
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError, MemoryError,
+    OverflowError
 )  # fmt: skip
 
 

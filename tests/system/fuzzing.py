@@ -46,7 +46,7 @@ class BrokenLawError(AssertionError):
     """A reader neither returned a valid value nor raised an LsmixError for the input ``content``."""
 
     def __init__(self, target: str, content: bytes, reason: str) -> None:
-        super().__init__(f"{target}: {reason}\ninput (base64): {base64.b64encode(content).decode()}")
+        super().__init__(f"{target}: input (base64): {base64.b64encode(content).decode()}\n{reason}")
         self.content = content
 
 

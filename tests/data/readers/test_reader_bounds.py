@@ -145,6 +145,15 @@ def test_pax_headers_that_take_minutes_to_parse_are_rejected(tmp_path):
         read_source(SourceConfig(path=str(tmp_path / "cifar-10-python.tar"), format="cifar10-python"))
 
 
+@pytest.mark.parametrize("record", [b"99999999999999999999 path=x\n", b"29 size=99999999999999999999\n"])
+@pytest.mark.parametrize("form", ["auto", "cifar10-python"])
+def test_a_tar_with_numbers_beyond_64_bits_in_its_headers_is_rejected(record, form, tmp_path):
+    header = tar_header(tarfile.XHDTYPE, len(record)) + record.ljust(tarfile.BLOCKSIZE, b"\0")
+    (tmp_path / "cifar-10-python.tar").write_bytes(header + TARGETS["cifar-tar"].seeds()[0])
+    with pytest.raises(SourceError, match="is damaged or not a tar archive"):
+        read_source(SourceConfig(path=str(tmp_path / "cifar-10-python.tar"), format=form))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
