@@ -31,7 +31,7 @@ from lsmix.pipeline.cli_text import (
     transfer_lines,
     verify_lines,
 )
-from lsmix.pipeline.engine.torchrun import run_on_first_rank
+from lsmix.pipeline.engine.torchrun import leave_ranks, run_on_first_rank
 from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_logging, prepare_streams
 
@@ -459,7 +459,7 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "_LSMIX_COMPLETE" in os.environ:
         cli.main(prog_name="lsmix")  # click prints the completions and exits
-    if code := _exit_code():
+    if code := leave_ranks(_exit_code()):
         sys.exit(code)
 
 

@@ -3,7 +3,6 @@
 torch is imported only for communication, because stages use ``Ranks`` in processes that do not import torch.
 """
 
-import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -117,7 +116,6 @@ def join_ranks() -> Ranks:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _connected():
         torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
-    atexit.register(torch.distributed.destroy_process_group)  # otherwise its threads abort the process at exit
     return Ranks(
         rank=torch.distributed.get_rank(),
         size=torch.distributed.get_world_size(),

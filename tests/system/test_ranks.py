@@ -30,9 +30,9 @@ EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 sums in another order, after a f
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # the same in float32
 
 
-def start(*words: str | Path, rank: int, port: int) -> "subprocess.Popen[str]":
+def start(*words: str | Path, rank: int, port: int, size: int = 2) -> "subprocess.Popen[str]":
     """Start a process like torchrun does."""
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "OMP_NUM_THREADS": 1}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
@@ -170,6 +170,17 @@ def test_batches_that_cannot_be_divided_among_the_ranks_are_rejected_before_any_
     for numbers, text in (((8,), "batches of 8 images cannot"), ((9, 2), "with a last batch of 2, cannot")):
         with pytest.raises(RecipeError, match=rf"^flow\.training\.batch_size: .*{text} be divided among 3 ranks"):
             torchrun.check_ranks("flow.training.batch_size", *numbers)
+
+
+def test_a_process_that_joined_others_exits_without_finalizing_python():
+    assert torchrun.leave_ranks(3) == 3  # this process joined no others
+    script = (
+        "import atexit; from lsmix.data.loaders.ranks import join_ranks; from lsmix.pipeline.engine.torchrun import leave_ranks\n"
+        "atexit.register(print, 'finalized'); join_ranks(); print('kept', end=''); leave_ranks(3)"
+    )
+    alone = start("-c", script, rank=0, port=free_port(), size=1)
+    assert alone.communicate(timeout=60) == ("kept", "")
+    assert alone.returncode == 3
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from lsmix.data.progress import asked
 from lsmix.glow.config import FlowConfig, FlowTraining
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
+from lsmix.pipeline.engine.torchrun import leave_ranks
 
 __all__ = ["STEPS", "classifier", "epochs", "flow", "losses"]
 
@@ -88,5 +89,4 @@ if __name__ == "__main__":
     rank = str(int(child == 0))
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
     _main(Path(sys.argv[1]))
-    if child:
-        sys.exit(os.waitpid(child, 0)[1] != 0)
+    leave_ranks(int(child != 0 and os.waitpid(child, 0)[1] != 0))
