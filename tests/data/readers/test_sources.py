@@ -27,6 +27,17 @@ def read(path: Path, kind: str = "auto") -> PublishedData:
 # Digits.
 
 
+def test_a_folder_with_only_an_unfinished_download_is_reported_as_such(tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(b"half")
+    config = SourceConfig(path=str(tmp_path), download="cifar10")
+    with pytest.raises(MissingError, match=r"the folder contains no complete files.*'lsmix ingest --download'"):
+        read_source(config)
+    (tmp_path / "cifar-10-python.tar.gz.part").unlink()
+    tmp_path.rmdir()
+    with pytest.raises(MissingError, match="the path does not exist"):
+        read_source(config)
+
+
 def test_digits_are_a_stratified_split_of_1500_train_and_297_test_images():
     data = read_source(SourceConfig(format="digits"))
     images = np.concatenate([data.splits[name].images for name in ("train", "test")])
